@@ -1,0 +1,11 @@
+/* The kernels on AVX2 and FMA. */
+#include "internal.h"
+
+#if defined(FSM_X86)
+#include <immintrin.h>
+FSM_TARGET_BEGIN("avx2,fma")
+#include "simd/vec_avx2.h"
+#define FSM_TABLE fsm_table_avx2
+#include "instantiate.inc"
+FSM_TARGET_END
+#endif

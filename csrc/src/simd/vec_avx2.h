@@ -1,0 +1,102 @@
+/* The SIMD vocabulary on AVX2 and FMA. What each word means: see vec_scalar.h. */
+typedef __m256 vec_f32;
+typedef __m256d vec_f64;
+typedef __m256 mask_f32;
+typedef __m256d mask_f64;
+#define LANES_f32 8
+#define LANES_f64 4
+
+FSM_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+
+FSM_INLINE __m256i v_first_f32(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FSM_INLINE vec_f32 v_set1_f32(float a) { return _mm256_set1_ps(a); }
+FSM_INLINE vec_f32 v_load_f32(const float *p) { return _mm256_loadu_ps(p); }
+FSM_INLINE void v_store_f32(float *p, vec_f32 a) { _mm256_storeu_ps(p, a); }
+FSM_INLINE vec_f32 v_load_tail_f32(const float *p, int n, float fill)
+{
+    const __m256i first = v_first_f32(n);
+    return _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, first),
+                            _mm256_castsi256_ps(first));
+}
+FSM_INLINE void v_store_tail_f32(float *p, vec_f32 a, int n)
+{
+    _mm256_maskstore_ps(p, v_first_f32(n), a);
+}
+FSM_INLINE vec_f32 v_add_f32(vec_f32 a, vec_f32 b) { return _mm256_add_ps(a, b); }
+FSM_INLINE vec_f32 v_sub_f32(vec_f32 a, vec_f32 b) { return _mm256_sub_ps(a, b); }
+FSM_INLINE vec_f32 v_mul_f32(vec_f32 a, vec_f32 b) { return _mm256_mul_ps(a, b); }
+FSM_INLINE vec_f32 v_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm256_fmadd_ps(a, b, c); }
+FSM_INLINE vec_f32 v_max_f32(vec_f32 a, vec_f32 b) { return _mm256_max_ps(a, b); }
+FSM_INLINE mask_f32 v_not_lt_f32(vec_f32 a, vec_f32 b) { return _mm256_cmp_ps(a, b, _CMP_NLT_UQ); }
+FSM_INLINE mask_f32 v_ne_f32(vec_f32 a, vec_f32 b) { return _mm256_cmp_ps(a, b, _CMP_NEQ_UQ); }
+FSM_INLINE vec_f32 v_keep_f32(mask_f32 m, vec_f32 a) { return _mm256_and_ps(m, a); }
+FSM_INLINE vec_f32 v_select_f32(mask_f32 m, vec_f32 a, vec_f32 b)
+{
+    return _mm256_blendv_ps(b, a, m);
+}
+FSM_INLINE vec_f32 v_low_bits_to_exponent_f32(vec_f32 n)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 23));
+}
+FSM_INLINE float v_hmax_f32(vec_f32 a)
+{
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+
+FSM_INLINE __m256i v_first_f64(int n)
+{
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+FSM_INLINE vec_f64 v_set1_f64(double a) { return _mm256_set1_pd(a); }
+FSM_INLINE vec_f64 v_load_f64(const double *p) { return _mm256_loadu_pd(p); }
+FSM_INLINE void v_store_f64(double *p, vec_f64 a) { _mm256_storeu_pd(p, a); }
+FSM_INLINE vec_f64 v_load_tail_f64(const double *p, int n, double fill)
+{
+    const __m256i first = v_first_f64(n);
+    return _mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(p, first),
+                            _mm256_castsi256_pd(first));
+}
+FSM_INLINE void v_store_tail_f64(double *p, vec_f64 a, int n)
+{
+    _mm256_maskstore_pd(p, v_first_f64(n), a);
+}
+FSM_INLINE vec_f64 v_add_f64(vec_f64 a, vec_f64 b) { return _mm256_add_pd(a, b); }
+FSM_INLINE void v_accumulate_f32(vec_f64 *sum, vec_f32 a)
+{
+    sum[0] = v_add_f64(sum[0], _mm256_cvtps_pd(_mm256_castps256_ps128(a)));
+    sum[1] = v_add_f64(sum[1], _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
+}
+FSM_INLINE vec_f64 v_sub_f64(vec_f64 a, vec_f64 b) { return _mm256_sub_pd(a, b); }
+FSM_INLINE vec_f64 v_mul_f64(vec_f64 a, vec_f64 b) { return _mm256_mul_pd(a, b); }
+FSM_INLINE vec_f64 v_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm256_fmadd_pd(a, b, c); }
+FSM_INLINE vec_f64 v_max_f64(vec_f64 a, vec_f64 b) { return _mm256_max_pd(a, b); }
+FSM_INLINE mask_f64 v_not_lt_f64(vec_f64 a, vec_f64 b) { return _mm256_cmp_pd(a, b, _CMP_NLT_UQ); }
+FSM_INLINE mask_f64 v_ne_f64(vec_f64 a, vec_f64 b) { return _mm256_cmp_pd(a, b, _CMP_NEQ_UQ); }
+FSM_INLINE vec_f64 v_keep_f64(mask_f64 m, vec_f64 a) { return _mm256_and_pd(m, a); }
+FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b)
+{
+    return _mm256_blendv_pd(b, a, m);
+}
+FSM_INLINE vec_f64 v_low_bits_to_exponent_f64(vec_f64 n)
+{
+    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(n), 52));
+}
+FSM_INLINE double v_hmax_f64(vec_f64 a)
+{
+    const __m128d b = _mm_max_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_max_sd(b, _mm_unpackhi_pd(b, b)));
+}
+FSM_INLINE double v_hsum_f64(vec_f64 a)
+{
+    const __m128d b = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(b, _mm_unpackhi_pd(b, b)));
+}
+FSM_INLINE double s_fma(double a, double b, double c)
+{
+    return _mm_cvtsd_f64(_mm_fmadd_sd(_mm_set_sd(a), _mm_set_sd(b), _mm_set_sd(c)));
+}

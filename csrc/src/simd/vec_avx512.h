@@ -1,0 +1,88 @@
+/* The SIMD vocabulary on AVX-512 (F, DQ, BW, VL). What each word means: see vec_scalar.h. */
+typedef __m512 vec_f32;
+typedef __m512d vec_f64;
+typedef __mmask16 mask_f32;
+typedef __mmask8 mask_f64;
+#define LANES_f32 16
+#define LANES_f64 8
+
+FSM_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+
+FSM_INLINE vec_f32 v_set1_f32(float a) { return _mm512_set1_ps(a); }
+FSM_INLINE vec_f32 v_load_f32(const float *p) { return _mm512_loadu_ps(p); }
+FSM_INLINE void v_store_f32(float *p, vec_f32 a) { _mm512_storeu_ps(p, a); }
+FSM_INLINE vec_f32 v_load_tail_f32(const float *p, int n, float fill)
+{
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), (mask_f32)((1u << n) - 1), p);
+}
+FSM_INLINE void v_store_tail_f32(float *p, vec_f32 a, int n)
+{
+    _mm512_mask_storeu_ps(p, (mask_f32)((1u << n) - 1), a);
+}
+FSM_INLINE vec_f32 v_add_f32(vec_f32 a, vec_f32 b) { return _mm512_add_ps(a, b); }
+FSM_INLINE vec_f32 v_sub_f32(vec_f32 a, vec_f32 b) { return _mm512_sub_ps(a, b); }
+FSM_INLINE vec_f32 v_mul_f32(vec_f32 a, vec_f32 b) { return _mm512_mul_ps(a, b); }
+FSM_INLINE vec_f32 v_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm512_fmadd_ps(a, b, c); }
+FSM_INLINE vec_f32 v_max_f32(vec_f32 a, vec_f32 b) { return _mm512_max_ps(a, b); }
+FSM_INLINE mask_f32 v_not_lt_f32(vec_f32 a, vec_f32 b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ);
+}
+FSM_INLINE mask_f32 v_ne_f32(vec_f32 a, vec_f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+FSM_INLINE vec_f32 v_keep_f32(mask_f32 m, vec_f32 a) { return _mm512_maskz_mov_ps(m, a); }
+FSM_INLINE vec_f32 v_select_f32(mask_f32 m, vec_f32 a, vec_f32 b)
+{
+    return _mm512_mask_blend_ps(m, b, a);
+}
+FSM_INLINE vec_f32 v_low_bits_to_exponent_f32(vec_f32 n)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(n), 23));
+}
+FSM_INLINE float v_hmax_f32(vec_f32 a) { return _mm512_reduce_max_ps(a); }
+
+FSM_INLINE vec_f64 v_set1_f64(double a) { return _mm512_set1_pd(a); }
+FSM_INLINE vec_f64 v_load_f64(const double *p) { return _mm512_loadu_pd(p); }
+FSM_INLINE void v_store_f64(double *p, vec_f64 a) { _mm512_storeu_pd(p, a); }
+FSM_INLINE vec_f64 v_load_tail_f64(const double *p, int n, double fill)
+{
+    return _mm512_mask_loadu_pd(_mm512_set1_pd(fill), (mask_f64)((1u << n) - 1), p);
+}
+FSM_INLINE void v_store_tail_f64(double *p, vec_f64 a, int n)
+{
+    _mm512_mask_storeu_pd(p, (mask_f64)((1u << n) - 1), a);
+}
+FSM_INLINE vec_f64 v_add_f64(vec_f64 a, vec_f64 b) { return _mm512_add_pd(a, b); }
+FSM_INLINE void v_accumulate_f32(vec_f64 *sum, vec_f32 a)
+{
+    sum[0] = v_add_f64(sum[0], _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
+    sum[1] = v_add_f64(sum[1], _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
+}
+FSM_INLINE vec_f64 v_sub_f64(vec_f64 a, vec_f64 b) { return _mm512_sub_pd(a, b); }
+FSM_INLINE vec_f64 v_mul_f64(vec_f64 a, vec_f64 b) { return _mm512_mul_pd(a, b); }
+FSM_INLINE vec_f64 v_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm512_fmadd_pd(a, b, c); }
+FSM_INLINE vec_f64 v_max_f64(vec_f64 a, vec_f64 b) { return _mm512_max_pd(a, b); }
+FSM_INLINE mask_f64 v_not_lt_f64(vec_f64 a, vec_f64 b)
+{
+    return _mm512_cmp_pd_mask(a, b, _CMP_NLT_UQ);
+}
+FSM_INLINE mask_f64 v_ne_f64(vec_f64 a, vec_f64 b) { return _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ); }
+FSM_INLINE vec_f64 v_keep_f64(mask_f64 m, vec_f64 a) { return _mm512_maskz_mov_pd(m, a); }
+FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b)
+{
+    return _mm512_mask_blend_pd(m, b, a);
+}
+FSM_INLINE vec_f64 v_low_bits_to_exponent_f64(vec_f64 n)
+{
+    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(n), 52));
+}
+FSM_INLINE double v_hmax_f64(vec_f64 a) { return _mm512_reduce_max_pd(a); }
+FSM_INLINE double v_hsum_f64(vec_f64 a)
+{
+    const __m256d b = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
+    const __m128d c = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(c, _mm_unpackhi_pd(c, c)));
+}
+FSM_INLINE double s_fma(double a, double b, double c)
+{
+    return _mm_cvtsd_f64(_mm_fmadd_sd(_mm_set_sd(a), _mm_set_sd(b), _mm_set_sd(c)));
+}

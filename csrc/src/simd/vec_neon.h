@@ -1,0 +1,87 @@
+/* The SIMD vocabulary on 64-bit Arm's NEON. What each word means: see vec_scalar.h. */
+typedef float32x4_t vec_f32;
+typedef float64x2_t vec_f64;
+typedef uint32x4_t mask_f32;
+typedef uint64x2_t mask_f64;
+#define LANES_f32 4
+#define LANES_f64 2
+
+FSM_INLINE void v_prefetch(const void *p) { __builtin_prefetch(p); }
+
+FSM_INLINE vec_f32 v_set1_f32(float a) { return vdupq_n_f32(a); }
+FSM_INLINE vec_f32 v_load_f32(const float *p) { return vld1q_f32(p); }
+FSM_INLINE void v_store_f32(float *p, vec_f32 a) { vst1q_f32(p, a); }
+FSM_INLINE vec_f32 v_load_tail_f32(const float *p, int n, float fill)
+{
+    float lanes[LANES_f32];
+    for (int i = 0; i < LANES_f32; ++i)
+        lanes[i] = i < n ? p[i] : fill;
+    return vld1q_f32(lanes);
+}
+FSM_INLINE void v_store_tail_f32(float *p, vec_f32 a, int n)
+{
+    float lanes[LANES_f32];
+    vst1q_f32(lanes, a);
+    for (int i = 0; i < n; ++i)
+        p[i] = lanes[i];
+}
+FSM_INLINE vec_f32 v_add_f32(vec_f32 a, vec_f32 b) { return vaddq_f32(a, b); }
+FSM_INLINE vec_f32 v_sub_f32(vec_f32 a, vec_f32 b) { return vsubq_f32(a, b); }
+FSM_INLINE vec_f32 v_mul_f32(vec_f32 a, vec_f32 b) { return vmulq_f32(a, b); }
+FSM_INLINE vec_f32 v_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return vfmaq_f32(c, a, b); }
+FSM_INLINE vec_f32 v_max_f32(vec_f32 a, vec_f32 b) { return vmaxnmq_f32(a, b); }
+FSM_INLINE mask_f32 v_not_lt_f32(vec_f32 a, vec_f32 b) { return vmvnq_u32(vcltq_f32(a, b)); }
+FSM_INLINE mask_f32 v_ne_f32(vec_f32 a, vec_f32 b) { return vmvnq_u32(vceqq_f32(a, b)); }
+FSM_INLINE vec_f32 v_keep_f32(mask_f32 m, vec_f32 a)
+{
+    return vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(a)));
+}
+FSM_INLINE vec_f32 v_select_f32(mask_f32 m, vec_f32 a, vec_f32 b) { return vbslq_f32(m, a, b); }
+FSM_INLINE vec_f32 v_low_bits_to_exponent_f32(vec_f32 n)
+{
+    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(n), 23));
+}
+FSM_INLINE float v_hmax_f32(vec_f32 a) { return vmaxnmvq_f32(a); }
+
+FSM_INLINE vec_f64 v_set1_f64(double a) { return vdupq_n_f64(a); }
+FSM_INLINE vec_f64 v_load_f64(const double *p) { return vld1q_f64(p); }
+FSM_INLINE void v_store_f64(double *p, vec_f64 a) { vst1q_f64(p, a); }
+FSM_INLINE vec_f64 v_load_tail_f64(const double *p, int n, double fill)
+{
+    return n > 0 ? vsetq_lane_f64(p[0], vdupq_n_f64(fill), 0) : vdupq_n_f64(fill);
+}
+FSM_INLINE void v_store_tail_f64(double *p, vec_f64 a, int n)
+{
+    if (n > 0)
+        vst1q_lane_f64(p, a, 0);
+}
+FSM_INLINE vec_f64 v_add_f64(vec_f64 a, vec_f64 b) { return vaddq_f64(a, b); }
+FSM_INLINE void v_accumulate_f32(vec_f64 *sum, vec_f32 a)
+{
+    sum[0] = v_add_f64(sum[0], vcvt_f64_f32(vget_low_f32(a)));
+    sum[1] = v_add_f64(sum[1], vcvt_high_f64_f32(a));
+}
+FSM_INLINE vec_f64 v_sub_f64(vec_f64 a, vec_f64 b) { return vsubq_f64(a, b); }
+FSM_INLINE vec_f64 v_mul_f64(vec_f64 a, vec_f64 b) { return vmulq_f64(a, b); }
+FSM_INLINE vec_f64 v_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return vfmaq_f64(c, a, b); }
+FSM_INLINE vec_f64 v_max_f64(vec_f64 a, vec_f64 b) { return vmaxnmq_f64(a, b); }
+FSM_INLINE mask_f64 v_not_lt_f64(vec_f64 a, vec_f64 b)
+{
+    return veorq_u64(vcltq_f64(a, b), vdupq_n_u64(~UINT64_C(0)));
+}
+FSM_INLINE mask_f64 v_ne_f64(vec_f64 a, vec_f64 b)
+{
+    return veorq_u64(vceqq_f64(a, b), vdupq_n_u64(~UINT64_C(0)));
+}
+FSM_INLINE vec_f64 v_keep_f64(mask_f64 m, vec_f64 a)
+{
+    return vreinterpretq_f64_u64(vandq_u64(m, vreinterpretq_u64_f64(a)));
+}
+FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b) { return vbslq_f64(m, a, b); }
+FSM_INLINE vec_f64 v_low_bits_to_exponent_f64(vec_f64 n)
+{
+    return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(n), 52));
+}
+FSM_INLINE double v_hmax_f64(vec_f64 a) { return vmaxnmvq_f64(a); }
+FSM_INLINE double v_hsum_f64(vec_f64 a) { return vgetq_lane_f64(a, 0) + vgetq_lane_f64(a, 1); }
+FSM_INLINE double s_fma(double a, double b, double c) { return __builtin_fma(a, b, c); }

@@ -1,0 +1,136 @@
+/* The SIMD vocabulary at width 1, in portable C: the meaning of every word, and the fallback.
+ *
+ *   v_load_tail(p, n, fill)   the first n of the lanes from memory, `fill` in the rest; 0 <= n < LANES
+ *   v_fma(a, b, c)            a*b + c, rounded once
+ *   v_max(a, b)               the larger; a NaN among the two may or may not be dropped
+ *   v_not_lt, v_ne            comparisons that are true where a or b is NaN
+ *   v_keep(m, a)              a where the mask is set, +0 elsewhere
+ *   v_low_bits_to_exponent    the bits of the float, as an integer, shifted into the exponent field:
+ *                             2^(k - bias) where the low bits are k, 0 < k < 2*bias + 1
+ *   v_accumulate_f32(s, a)    adds the lanes of a to the one or two vectors of doubles at s
+ *   v_hsum_f64                lane j + lane j + LANES/2, and so on, halving
+ *   s_fma                     v_fma_f64 on a single double
+ */
+typedef float vec_f32;
+typedef double vec_f64;
+typedef int mask_f32;
+typedef int mask_f64;
+#define LANES_f32 1
+#define LANES_f64 1
+
+#if defined(__FMA__) || defined(FSM_ARM64) || defined(FP_FAST_FMA)
+FSM_INLINE float v_fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+FSM_INLINE double v_fma_f64(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+FSM_INLINE uint64_t fsm_bits(double a)
+{
+    uint64_t u;
+    memcpy(&u, &a, sizeof u);
+    return u;
+}
+FSM_INLINE double fsm_from_bits(uint64_t u)
+{
+    double a;
+    memcpy(&a, &u, sizeof a);
+    return a;
+}
+/* sum + err, rounded to odd: the last bit is set where the result is inexact, so that a second,
+ * coarser rounding is right (Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded
+ * sums: proved algorithms using rounding to odd"). err is the exact error of sum. */
+FSM_INLINE double fsm_round_to_odd(double sum, double err)
+{
+    const uint64_t u = fsm_bits(sum);
+    const int toward_zero = (err < 0.0) != (sum < 0.0);
+    return err != 0.0 && !(u & 1) ? fsm_from_bits(toward_zero ? u - 1 : u + 1) : sum;
+}
+FSM_INLINE void fsm_two_sum(double a, double b, double *sum, double *err)
+{
+    const double s = a + b, bb = s - a;
+    *sum = s;
+    *err = (a - (s - bb)) + (b - bb);
+}
+/* The product of two floats is exact in double. */
+FSM_INLINE float v_fma_f32(float a, float b, float c)
+{
+    double s, e;
+    fsm_two_sum((double)a * (double)b, (double)c, &s, &e);
+    return (float)fsm_round_to_odd(s, e);
+}
+/* Splits each factor in two, which is right where no part of the product over- or underflows; the C
+ * library's fma serves the rest, which is rare. */
+FSM_INLINE double v_fma_f64(double a, double b, double c)
+{
+    if (!(fabs(a) < 0x1p990 && fabs(b) < 0x1p990 && fabs(a * b) < 0x1p990 && fabs(c) < 0x1p990 &&
+          fabs(a * b) > 0x1p-900))
+        return a == 0.0 ? a * b + c : fma(a, b, c);
+    const double split = 134217729.0; /* 2^27 + 1: Veltkamp's splitting */
+    const double ca = split * a, cb = split * b;
+    const double ah = ca - (ca - a), al = a - ah, bh = cb - (cb - b), bl = b - bh;
+    const double p = a * b;
+    const double pl = ((ah * bh - p) + ah * bl + al * bh) + al * bl;
+    double th, tl, vh, vl, z, e;
+    fsm_two_sum(c, pl, &th, &tl);
+    fsm_two_sum(p, th, &vh, &vl);
+    fsm_two_sum(tl, vl, &z, &e);
+    return vh + fsm_round_to_odd(z, e);
+}
+#endif
+
+FSM_INLINE void v_prefetch(const void *p) { (void)p; }
+
+FSM_INLINE float v_set1_f32(float a) { return a; }
+FSM_INLINE float v_load_f32(const float *p) { return *p; }
+FSM_INLINE void v_store_f32(float *p, float a) { *p = a; }
+FSM_INLINE float v_load_tail_f32(const float *p, int n, float fill)
+{
+    (void)p, (void)n;
+    return fill;
+}
+FSM_INLINE void v_store_tail_f32(float *p, float a, int n) { (void)p, (void)a, (void)n; }
+FSM_INLINE float v_add_f32(float a, float b) { return a + b; }
+FSM_INLINE float v_sub_f32(float a, float b) { return a - b; }
+FSM_INLINE float v_mul_f32(float a, float b) { return a * b; }
+FSM_INLINE float v_max_f32(float a, float b) { return a > b ? a : b; }
+FSM_INLINE int v_not_lt_f32(float a, float b) { return !(a < b); }
+FSM_INLINE int v_ne_f32(float a, float b) { return a != b; }
+FSM_INLINE float v_keep_f32(int m, float a) { return m ? a : 0.0f; }
+FSM_INLINE float v_select_f32(int m, float a, float b) { return m ? a : b; }
+FSM_INLINE float v_low_bits_to_exponent_f32(float n)
+{
+    uint32_t u;
+    memcpy(&u, &n, sizeof u);
+    u <<= 23;
+    memcpy(&n, &u, sizeof n);
+    return n;
+}
+FSM_INLINE float v_hmax_f32(float a) { return a; }
+FSM_INLINE void v_accumulate_f32(double *sum, float a) { *sum += (double)a; }
+
+FSM_INLINE double v_set1_f64(double a) { return a; }
+FSM_INLINE double v_load_f64(const double *p) { return *p; }
+FSM_INLINE void v_store_f64(double *p, double a) { *p = a; }
+FSM_INLINE double v_load_tail_f64(const double *p, int n, double fill)
+{
+    (void)p, (void)n;
+    return fill;
+}
+FSM_INLINE void v_store_tail_f64(double *p, double a, int n) { (void)p, (void)a, (void)n; }
+FSM_INLINE double v_add_f64(double a, double b) { return a + b; }
+FSM_INLINE double v_sub_f64(double a, double b) { return a - b; }
+FSM_INLINE double v_mul_f64(double a, double b) { return a * b; }
+FSM_INLINE double v_max_f64(double a, double b) { return a > b ? a : b; }
+FSM_INLINE int v_not_lt_f64(double a, double b) { return !(a < b); }
+FSM_INLINE int v_ne_f64(double a, double b) { return a != b; }
+FSM_INLINE double v_keep_f64(int m, double a) { return m ? a : 0.0; }
+FSM_INLINE double v_select_f64(int m, double a, double b) { return m ? a : b; }
+FSM_INLINE double v_low_bits_to_exponent_f64(double n)
+{
+    uint64_t u;
+    memcpy(&u, &n, sizeof u);
+    u <<= 52;
+    memcpy(&n, &u, sizeof n);
+    return n;
+}
+FSM_INLINE double v_hmax_f64(double a) { return a; }
+FSM_INLINE double v_hsum_f64(double a) { return a; }
+FSM_INLINE double s_fma(double a, double b, double c) { return v_fma_f64(a, b, c); }

@@ -1,0 +1,25 @@
+"""Temperature softmax, log-softmax and log-sum-exp of batches of logits, at memory speed."""
+
+from fastsoftmax._api import log_softmax, logsumexp, softmax
+from fastsoftmax._backends import (
+    available_backends,
+    backend,
+    show_config,
+    use_backend,
+    warmup,
+)
+from fastsoftmax._errors import BackendUnavailableError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailableError",
+    "available_backends",
+    "backend",
+    "log_softmax",
+    "logsumexp",
+    "show_config",
+    "softmax",
+    "use_backend",
+    "warmup",
+]

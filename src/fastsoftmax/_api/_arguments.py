@@ -1,0 +1,106 @@
+"""Checks: every function returns what it was given in the one form the rest works with, or raises
+an error that names the argument, what it was and what it must be."""
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+Array = NDArray[Any]
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_NATIVE = {np.dtype(name) for name in ("float16", "float32", "float64")}
+_FLOAT64 = np.dtype(np.float64)
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is one of the four float types, in either byte order."""
+    return dtype in _NATIVE or dtype.name in _FLOATS
+
+
+def as_logits(x: ArrayLike) -> tuple[Array, np.dtype[Any]]:
+    """The array of logits and the dtype that its result has by default."""
+    array = np.asarray(x)
+    dtype = array.dtype
+    if dtype in _NATIVE:
+        return array, dtype
+    if is_float(dtype):
+        return array, dtype.newbyteorder("=")
+    if dtype.kind in "biu":
+        return array, _FLOAT64
+    raise TypeError(f"x has dtype {dtype}; it must be {', '.join(_FLOATS)}, bool or an integer")
+
+
+def as_axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
+    """The axes to reduce, as indices from 0; a scalar counts as one entry."""
+    ndim = max(ndim, 1)
+    return tuple(range(ndim)) if axis is None else normalize_axis_tuple(axis, ndim, "axis")
+
+
+def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype asked for."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    result = np.dtype(dtype)
+    if not is_float(result):
+        raise TypeError(f"dtype is {result}; it must be one of {', '.join(_FLOATS)}")
+    return result
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> Array:
+    """The output array, fit to hold the result."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is a {type(out).__name__}; it must be an ndarray")
+    if not is_float(out.dtype):
+        raise TypeError(f"out has dtype {out.dtype}; it must be one of {', '.join(_FLOATS)}")
+    if dtype is not None and out.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"out has dtype {out.dtype}; with dtype={dtype} it must have that")
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}; it must be the result's, {shape}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; it must be writeable")
+    return out
+
+
+def as_temperature(
+    temperature: ArrayLike, shape: tuple[int, ...], axes: tuple[int, ...], allow_zero: bool
+) -> Array:
+    """The temperatures, of shape (1,), or of the shape with `axes` removed."""
+    array = np.asarray(temperature)
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise TypeError(f"temperature has dtype {array.dtype}; it must be real")
+    if array.size:
+        lowest = float(array.min())
+        if not lowest >= 0.0:
+            raise ValueError(f"temperature is {lowest}; it must be >= 0 and not NaN")
+        if lowest == 0.0 and not allow_zero:
+            raise ValueError("temperature is 0.0; logsumexp has no limit there, it must be > 0")
+    if array.ndim == 0:
+        return array.astype(np.float64).reshape(1)
+    kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
+    removed = tuple(n for i, n in enumerate(shape) if i not in axes)
+    try:
+        if array.ndim == len(shape):
+            return np.broadcast_to(array, kept).reshape(removed)
+        return np.broadcast_to(array, removed)
+    except ValueError:
+        raise ValueError(
+            f"temperature has shape {array.shape}; it must broadcast against {kept}, "
+            f"or with fewer dimensions against {removed}"
+        ) from None
+
+
+def as_where(where: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The mask, of the shape of the logits."""
+    array = np.asarray(where)
+    if array.dtype != np.bool_:
+        raise TypeError(f"where has dtype {array.dtype}; it must be bool")
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(
+            f"where has shape {array.shape}; it must broadcast against x's, {shape}"
+        ) from None
