@@ -5,6 +5,8 @@ typedef __mmask16 mask_f32;
 typedef __mmask8 mask_f64;
 #define LANES_f32 16
 #define LANES_f64 8
+#define UNROLL FSM_UNROLL
+#define IN_STEP 4 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 

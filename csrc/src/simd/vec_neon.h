@@ -5,6 +5,8 @@ typedef uint32x4_t mask_f32;
 typedef uint64x2_t mask_f64;
 #define LANES_f32 4
 #define LANES_f64 2
+#define UNROLL FSM_UNROLL
+#define IN_STEP 4 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { __builtin_prefetch(p); }
 

@@ -75,6 +75,8 @@ FSM_INLINE double v_fma_f64(double a, double b, double c)
     return vh + fsm_round_to_odd(z, e);
 }
 #endif
+#define UNROLL /* there is nothing to keep in registers, and code would grow a hundredfold */
+#define IN_STEP 1 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { (void)p; }
 

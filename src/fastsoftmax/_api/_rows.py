@@ -111,17 +111,17 @@ def _apart(a: Array, out: Array) -> Array:
     return a if same else a.copy()
 
 
-def _chunks(shape: tuple[int, ...], outer: int) -> Iterator[tuple[slice, ...]]:
+def _chunks(shape: tuple[int, ...], outer: int) -> Iterator[tuple[Any, ...]]:
     """Cuts the first `outer` axes of a shape into pieces of about `CHUNK` entries or one row."""
     if outer == 0:
-        yield ()
+        yield (...,)
         return
     below = int(np.prod(shape[1:], dtype=np.int64))
     step = max(1, CHUNK // max(below, 1))
     for start in range(0, shape[0], step):
         here = slice(start, min(start + step, shape[0]))
         if step > 1 or below <= CHUNK:
-            yield (here,)
+            yield (here, ...)
         else:
             for rest in _chunks(shape[1:], outer - 1):
                 yield (here, *rest)

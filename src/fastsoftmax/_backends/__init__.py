@@ -26,11 +26,11 @@ _CAPS = {"x86": ("avx512", "avx2", "scalar"), "arm": ("neon", "scalar"), "other"
 
 
 def _load_c() -> Backend:
-    from fastsoftmax._backends._c import CBackend, isas
+    from fastsoftmax._backends._c import ISAS, CBackend
 
     cap = os.environ.get("FASTSOFTMAX_ISA") or _CAPS[0]
     allowed = _CAPS[_CAPS.index(cap) :]
-    return CBackend(next(isa for isa in isas() if isa in allowed))
+    return CBackend(next(isa for isa in ISAS if isa in allowed))
 
 
 def _load_numba() -> Backend:
@@ -159,9 +159,9 @@ def c_isas() -> tuple[str, ...]:
         _load("c")
     except BackendUnavailableError:
         return ()
-    from fastsoftmax._backends._c import isas
+    from fastsoftmax._backends._c import ISAS
 
-    return isas()
+    return ISAS
 
 
 @contextmanager

@@ -18,9 +18,8 @@ _FUNCTIONS: dict[str, Any] = {name: getattr(lib, f"fastsoftmax_{name}") for name
 _DTYPES = {"f": lib.FASTSOFTMAX_F32, "d": lib.FASTSOFTMAX_F64}
 
 
-def isas() -> tuple[str, ...]:
-    """The instruction sets this CPU runs, best first."""
-    return tuple(name for name, isa in _ISAS.items() if lib.fastsoftmax_has_isa(isa))
+# The instruction sets this CPU runs, best first. Asked once: a virtual machine answers slowly.
+ISAS = tuple(name for name, isa in _ISAS.items() if lib.fastsoftmax_has_isa(isa))
 
 
 def _address(a: NDArray[Any]) -> Any:
@@ -36,13 +35,13 @@ class CBackend:
     Parameters
     ----------
     isa : str, optional
-        A name of `isas`; the best by default.
+        A name of `ISAS`; the best by default.
     """
 
     name = "c"
 
     def __init__(self, isa: str | None = None) -> None:
-        self.isa = isas()[0] if isa is None else isa
+        self.isa = ISAS[0] if isa is None else isa
         self._isa = _ISAS[self.isa]
 
     def run(
@@ -81,5 +80,5 @@ class CBackend:
         return {
             "C library": ffi.string(lib.fastsoftmax_version()).decode(),
             "instruction set": self.isa,
-            "instruction sets": ", ".join(isas()),
+            "instruction sets": ", ".join(ISAS),
         }

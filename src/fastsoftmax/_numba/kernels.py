@@ -5,12 +5,13 @@ in no other.
 
 A row is cut into blocks that fit the first cache. Each block is summed against its own maximum and
 blocks are merged in their order (Milakov and Gimelshein 2018, "Online normalizer calculation for
-softmax", arXiv:1805.02867, per block instead of per entry). No floating-point flag is relaxed: loops
-vectorise because each output depends on its own inputs alone, and sums are trees of such loops. So
-the bits of a result depend on the row alone, whatever the width of the registers.
+softmax", arXiv:1805.02867, per block instead of per entry). No floating-point flag is relaxed:
+loops vectorise because each output depends on its own inputs alone, and the order of sums is
+written down. So the bits of a result depend on the row alone, whatever the width of the registers.
 
-LLVM vectorises a loop over ``range(size)`` that indexes slices; it does not where indices start
-elsewhere (they may wrap around), nor where input and output are the same memory under two names.
+LLVM vectorises a loop over ``range(size)`` that indexes contiguous arrays from 0. It does not where
+indices start elsewhere (they may wrap around), nor where the input and the output of a loop turn
+out to be the same memory under two names.
 """
 
 import math
@@ -23,8 +24,10 @@ from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
 
 BLOCK = 2048  # entries that share a maximum: 8 KB of float32
-LANES = 64  # the last block of a row is filled up to a multiple of this
-TREE = 768  # entries: room for all the partial sums of a block
+LANES = 16  # entries added at once
+GROUP = 8 * LANES  # entries added as a tree; the last block of a row is filled up to a multiple
+AHEAD = 2 * BLOCK  # entries: far enough for DRAM, near enough for the first or second cache
+CACHE_LINE = 64  # bytes
 
 # How a row's temperature is to be taken.
 FINITE, ZERO, INFINITE = 0, 1, 2
@@ -33,7 +36,8 @@ LOG2_E_HI = float.fromhex("0x1.71547652b82fep+0")
 LOG2_E_LO = float.fromhex("0x1.777d0ffda0d24p-56")
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
-_jit = njit(**_OPTIONS)
+# A call that is not inlined counts references to its arguments: half of the time of a short row.
+_jit = njit(forceinline=True, **_OPTIONS)
 
 
 def _cached_jit(function):
@@ -41,7 +45,7 @@ def _cached_jit(function):
     try:
         return njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # "cannot cache function: no locator available"
-        return _jit(function)
+        return njit(**_OPTIONS)(function)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -62,45 +66,110 @@ def _fma(typingctx, a, b, c):
 
 
 @intrinsic
-def _row_at(typingctx, first, offset):
-    """The row that lies `offset` bytes behind the row `first`.
+def _view(typingctx, array, offset, size):
+    """The `size` entries that lie `offset` bytes behind the first of a contiguous array.
 
-    A slice of a two-dimensional array would not be known to be contiguous and its loops would not
-    vectorise. The view borrows its memory: whoever made `first` has to keep that alive.
+    Cheaper than a slice, and contiguous where that of a two-dimensional array would not be known to
+    be. The view borrows its memory: it must not outlive the array, which here either belongs to the
+    caller of a kernel or lives as long as the kernel runs.
     """
 
     def codegen(context, builder, signature, args):
-        make_row = context.make_array(signature.return_type)
-        source = make_row(context, builder, args[0])
-        row = make_row(context, builder)
+        make_array = context.make_array(signature.return_type)
+        source = make_array(context, builder, args[0])
+        view = make_array(context, builder)
         populate_array(
-            row,
+            view,
             data=cgutils.pointer_add(builder, source.data, args[1]),
-            shape=source.shape,
-            strides=source.strides,
+            shape=[args[2]],
+            strides=[source.itemsize],
             itemsize=source.itemsize,
             meminfo=None,
         )
-        return row._getvalue()
+        return view._getvalue()
 
-    return first(first, types.intp), codegen
+    return array(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def _prefetch_group(typingctx, array, index):
+    """Ask for the cache lines of the GROUP entries from `index` on, which need not exist."""
+
+    def codegen(context, builder, signature, args):
+        source = context.make_array(signature.args[0])(context, builder, args[0])
+        address = builder.bitcast(builder.gep(source.data, [args[1]]), cgutils.voidptr_t)
+        integer = ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [address.type],
+            ir.FunctionType(ir.VoidType(), [address.type, integer, integer, integer]),
+        )
+        read, keep, data = (ir.Constant(integer, i) for i in (0, 3, 1))
+        itemsize = context.get_abi_sizeof(source.data.type.pointee)
+        for offset in range(0, GROUP * itemsize, CACHE_LINE):
+            line = builder.gep(address, [ir.Constant(ir.IntType(64), offset)])
+            builder.call(function, [line, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def _sum_group(typingctx, array):
+    """The sum of GROUP entries, added as a tree: LANES sums of eight, and those in float64.
+
+    A tree is exact where the entries are equal. A loop would be added from left to right, or in an
+    order of LLVM's choice.
+    """
+
+    def codegen(context, builder, signature, args):
+        source = context.make_array(signature.args[0])(context, builder, args[0])
+        number = source.data.type.pointee
+        lanes = ir.VectorType(number, LANES)
+        integer = ir.IntType(32)
+        parts = []
+        for i in range(0, GROUP, LANES):
+            address = builder.gep(source.data, [ir.Constant(integer, i)])
+            address = builder.bitcast(address, lanes.as_pointer())
+            parts.append(builder.load(address, align=context.get_abi_sizeof(number)))
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [builder.fadd(a, b) for a, b in zip(parts[:half], parts[half:], strict=True)]
+        (total,) = parts
+        if number == ir.FloatType():
+            total = builder.fpext(total, ir.VectorType(ir.DoubleType(), LANES))
+        width = LANES
+        while width > 1:
+            width //= 2
+            halves = [
+                builder.shuffle_vector(
+                    total,
+                    total,
+                    ir.Constant(ir.VectorType(integer, width), [first + i for i in range(width)]),
+                )
+                for first in (0, width)
+            ]
+            total = builder.fadd(*halves)
+        return builder.extract_element(total, ir.Constant(integer, 0))
+
+    return types.float64(array), codegen
 
 
 # --------------------------------------------------------------------------------------------------
 # The exponential
 
 
-def _polynomial(degree_1_up, number):
-    return tuple(number(float.fromhex(c)) for c in degree_1_up.split())
+def _constants(text, number):
+    return tuple(number(float.fromhex(word)) for word in text.split())
 
 
 _F32 = np.float32
 # 2**f - 1 = f*(c1 + c2*f + ...) for |f| <= 1/2; the relative error of 2**f is 8.8e-9.
-A1, A2, A3, A4, A5, A6 = _polynomial(
+A1, A2, A3, A4, A5, A6 = _constants(
     "0x1.62e430p-1 0x1.ebfbe0p-3 0x1.c6af6cp-5 0x1.3b2a52p-7 0x1.5f0950p-10 0x1.44140ep-13", _F32
 )
 # The same in float64; the relative error is 1.9e-17.
-B1, B2, B3, B4, B5, B6, B7, B8, B9, B10, B11 = _polynomial(
+B1, B2, B3, B4, B5, B6, B7, B8, B9, B10, B11 = _constants(
     "0x1.62e42fefa39efp-1 0x1.ebfbdff82c598p-3 0x1.c6b08d704a0c2p-5 0x1.3b2ab6fba1d79p-7 "
     "0x1.5d87fe78a524cp-10 0x1.430913098972bp-13 0x1.ffcbfc6723a1cp-17 0x1.62bfd42983dbcp-20 "
     "0x1.b524faa3b0215p-24 0x1.e606db2aaa6f4p-28 0x1.e9d483077a0f7p-32",
@@ -124,8 +193,8 @@ MANTISSA_F32, MANTISSA_F64 = np.int32(23), np.int64(52)
 def _exp2(t, hi, lo):
     """``2**(t*(hi + lo))`` for t <= 0, times 2**64 (float32) or 2**512 (float64).
 
-    Exactly that factor at t = 0; 0 at -inf; NaN where t is NaN or +inf. The product ``t*hi`` is kept
-    whole by the fma: the error does not grow with the exponent.
+    Exactly that factor at t = 0; 0 at -inf; NaN where t is NaN or +inf. The product ``t*hi`` is
+    kept whole by the fma: the error, 0.9 ULP at most, does not grow with the exponent.
     """
     raise NotImplementedError
 
@@ -187,29 +256,29 @@ def _split(shrink, temperature, number):
 
 
 @_jit
-def _read_temperature(temperature, number):
-    """How to take a temperature: ``(kind, shrink, scale, wide_scale)``.
+def _read_temperature(temperature, x):
+    """How to take a temperature: ``(kind, shrink, scale in the type of x, scale in float64)``.
 
     Logits and temperatures from 1 up are multiplied by `shrink`, a power of two, which brings the
     temperature to [1/2, 1). That is exact, and the difference of two logits then overflows only
     where the result does.
     """
-    if number(1) / number(3) == 1 / 3:
-        largest, smallest_shrink, infinite = 1.7976931348623157e308, -1074, math.inf
+    if x.itemsize == 4:
+        # From 2**200 up, (x - max)/T is nothing beside 1 even in float64.
+        largest, least_exponent, infinite = 3.4028234663852886e38, -148, 2.0**200
     else:
-        # From 2**200 up (x - max)/T is 0 to the precision of float64.
-        largest, smallest_shrink, infinite = 3.4028234663852886e38, -148, 2.0**200
+        largest, least_exponent, infinite = 1.7976931348623157e308, -1074, np.inf
     kind = FINITE
     if temperature >= infinite:
         kind = INFINITE
     elif not LOG2_E_HI / temperature <= largest:
         kind = ZERO
-    # A limit asks for nothing but the special rows, which any temperature finds.
+    # At a limit only the special rows are looked for, which any temperature finds.
     taken = temperature if kind == FINITE else 1.0
     shrink = 1.0
     if taken >= 1.0:
-        shrink = math.ldexp(1.0, max(-math.frexp(taken)[1], smallest_shrink))
-    return kind, shrink, _split(shrink, taken, number), _split(shrink, taken, np.float64)
+        shrink = math.ldexp(1.0, max(-math.frexp(taken)[1], least_exponent))
+    return kind, shrink, _split(shrink, taken, x.dtype.type), _split(shrink, taken, np.float64)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -217,19 +286,31 @@ def _read_temperature(temperature, number):
 
 
 @_jit
-def _load_block(row, start, copied, scratch):
-    """The block of a row at `start`, a multiple of LANES long.
+def _block(row, start):
+    """The block of a row at `start`."""
+    return _view(row, start * row.itemsize, min(BLOCK, row.size - start))
 
-    A whole block is a view of the row. The last one is copied to `scratch` and filled up with -inf;
-    so is every block that is `copied`, which an output in the memory of its input asks for.
+
+@_jit
+def _whole_block(row, start, copied, scratch):
+    """The block of a row at `start`, its length a multiple of GROUP.
+
+    The last block is copied to `scratch` and filled up with -inf, unless it is whole; so is every
+    block that is `copied`, which an output in the memory of its input asks for.
     """
-    block = row[start : start + BLOCK]
+    block = _block(row, start)
     if block.size == BLOCK and not copied:
         return block
-    padded = scratch[: -(-block.size // LANES) * LANES]
+    padded = _view(scratch, 0, -(-block.size // GROUP) * GROUP)
+    _fill(_view(padded, (padded.size - GROUP) * row.itemsize, GROUP), -np.inf)
     _copy(block, padded)
-    padded[block.size :] = -np.inf
     return padded
+
+
+@_jit
+def _fill(a, value):
+    for i in range(a.size):
+        a[i] = value
 
 
 @_jit
@@ -239,7 +320,7 @@ def _copy(source, target):
 
 
 def _maximum(block):
-    """The maximum of a block that is not empty; NaN where a NaN with its sign bit clear is in it."""
+    """The maximum of a block; NaN if one with its sign bit clear is in it, other NaN are lost."""
     raise NotImplementedError
 
 
@@ -275,38 +356,49 @@ def _overload_maximum(block):
 def _exponentials(block, top, scale, terms):
     """``exp((block - top)/T)`` into `terms`, biased."""
     shrink, hi, lo = scale
-    # With nothing but -inf the difference has to be -inf and not NaN.
-    minus_top = -top * shrink if top > -np.inf or top != top else -shrink
+    # With nothing but -inf the difference has to be -inf and not NaN: any finite number does.
+    minus_top = -shrink if top == -np.inf else -top * shrink
     for i in range(block.size):
         terms[i] = _exp2(_fma(block[i], shrink, minus_top), hi, lo)
 
 
 @_jit
-def _fold(a, sums):
-    """Sums of four: ``sums = a[:n] + a[n:2*n] + a[2*n:3*n] + a[3*n:]``."""
-    n = sums.size
-    a0, a1, a2, a3 = a[:n], a[n : 2 * n], a[2 * n : 3 * n], a[3 * n :]
-    for i in range(n):
-        sums[i] = (a0[i] + a1[i]) + (a2[i] + a3[i])
+def _sum_exponentials(block, top, scale, terms, row, ahead):
+    """Fill `terms` for a multiple of GROUP entries, and add them up without the bias.
+
+    Meanwhile as many entries of `row` as the block has are fetched from `ahead` on.
+    """
+    total = error = 0.0
+    for start in range(0, block.size, GROUP):
+        _prefetch_group(row, ahead + start)
+        offset = start * block.itemsize
+        group = _view(terms, offset, GROUP)
+        _exponentials(_view(block, offset, GROUP), top, scale, group)
+        total, error = _add(total, error, _sum_group(group))
+    return (total + error) * _unbias(terms)
 
 
 @_jit
-def _tree_sum(terms, tree):
-    """The sum of a multiple of LANES terms, added as a tree: exact where they are equal."""
-    n = terms.size // 4
-    _fold(terms, tree[:n])
-    start = 0
-    while n > 16:
-        padded = -(-n // LANES) * LANES
-        tree[start + n : start + padded] = 0
-        n = padded // 4
-        _fold(tree[start : start + padded], tree[start + padded : start + padded + n])
-        start += padded
-    last = tree[start : start + 16]
-    total = 0.0
-    for i in range(4):
-        total += (np.float64(last[i]) + last[i + 4]) + (np.float64(last[i + 8]) + last[i + 12])
-    return total
+def _sum(terms):
+    """The sum of a multiple of GROUP biased terms, without the bias."""
+    total = error = 0.0
+    for start in range(0, terms.size, GROUP):
+        group = _view(terms, start * terms.itemsize, GROUP)
+        total, error = _add(total, error, _sum_group(group))
+    return (total + error) * _unbias(terms)
+
+
+@_jit
+def _add(total, error, term):
+    """Add to a sum that has its rounding error beside it (Knuth's two-sum)."""
+    new = total + term
+    back = new - total
+    return new, error + ((total - (new - back)) + (term - back))
+
+
+@_jit
+def _unbias(a):
+    return UNBIAS_F32 if a.itemsize == 4 else UNBIAS_F64
 
 
 @_jit
@@ -322,18 +414,14 @@ def _multiply_into(a, factor, out):
 
 
 @_jit
-def _zero_where_equal(block, value, terms):
-    for i in range(block.size):
-        terms[i] = 0 if block[i] == value else terms[i]
+def _drop(terms, value):
+    """Set the terms that are `value` to 0."""
+    for i in range(terms.size):
+        terms[i] = 0 if terms[i] == value else terms[i]
 
 
 # --------------------------------------------------------------------------------------------------
 # A row
-
-
-@_jit
-def _unbias(row):
-    return UNBIAS_F32 if row.itemsize == 4 else UNBIAS_F64
 
 
 @_jit
@@ -345,12 +433,12 @@ def _reduce_row(row, kept, copied, scale, wide_scale, scratch, weights, sums):
     row : array
     kept : array
         As long as the row, for the biased exponentials of its whole blocks; those of a last block
-        that is not whole stay in the second part of `scratch`. Empty: none are kept.
+        that is not whole stay in the second half of `scratch`. Empty: none are kept.
     copied : bool
         Whether `kept` is the memory of the row.
     scale, wide_scale : tuple
         What `_split` returns, in the row's type and in float64.
-    scratch : array, shape (2*BLOCK + TREE,)
+    scratch : array, shape (2*BLOCK,)
     weights : array of float64
         Set to exp((maximum of the block - maximum of the row)/T), for every block.
     sums : array of float64
@@ -365,35 +453,36 @@ def _reduce_row(row, kept, copied, scale, wide_scale, scratch, weights, sums):
     total : float
         The sum: NaN where a NaN or +inf is in the row, 0 where nothing is above -inf, else >= 1.
     """
-    spare, tree = scratch[BLOCK : 2 * BLOCK], scratch[2 * BLOCK :]
     top, best = -np.inf, 0
     for b in range(sums.size):
         start = b * BLOCK
-        block = _load_block(row, start, copied, scratch)
-        terms = spare[: block.size]
-        if kept.size - start >= BLOCK:
-            terms = kept[start : start + BLOCK]
+        block = _whole_block(row, start, copied, scratch)
+        keep = kept.size - start >= BLOCK
+        terms = _block(kept, start) if keep else _spare(scratch, block.size)
         m = _maximum(block)
-        _exponentials(block, m, scale, terms)
-        sums[b] = _tree_sum(terms, tree) * _unbias(row)
+        sums[b] = _sum_exponentials(block, m, scale, terms, row, start + AHEAD)
         weights[b] = m
         if m > top:
             top, best = np.float64(m), b
+    if sums.size == 1:
+        weights[0] = 1.0
+        return top, 0, sums[0]
     _exponentials(weights, top, wide_scale, weights)
     _multiply(weights, UNBIAS_F64)
     return top, best, _weighted_sum(weights, sums)
 
 
 @_jit
+def _spare(scratch, size):
+    """Room for the terms of a block that are not kept."""
+    return _view(scratch, BLOCK * scratch.itemsize, size)
+
+
+@_jit
 def _weighted_sum(weights, sums):
-    """``sum(weights*sums)``, with the error of every addition beside (Knuth's two-sum)."""
     total = error = 0.0
     for b in range(sums.size):
-        term = weights[b] * sums[b]
-        new = total + term
-        back = new - total
-        error += (total - (new - back)) + (term - back)
-        total = new
+        total, error = _add(total, error, weights[b] * sums[b])
     return total + error
 
 
@@ -401,15 +490,17 @@ def _weighted_sum(weights, sums):
 def _log_total(row, top, best, total, scale, scratch, weights, sums):
     """log(total) to full relative precision, however near to 1 `total` is.
 
-    A total below 1.5 holds the maximum once. The block that has it is then summed again without.
+    A total below 1.5 holds the maximum once, and no other term near 1. The block that has it is
+    then summed again without; the terms of the last block are still there.
     """
     if total >= 1.5:
         return math.log1p(total - 1.0)
-    block = _load_block(row, best * BLOCK, False, scratch)
-    terms = scratch[BLOCK : BLOCK + block.size]
-    _exponentials(block, row.dtype.type(top), scale, terms)
-    _zero_where_equal(block, top, terms)
-    sums[best] = _tree_sum(terms, scratch[2 * BLOCK :]) * _unbias(row)
+    block = _whole_block(row, best * BLOCK, False, scratch)
+    terms = _spare(scratch, block.size)
+    if best < sums.size - 1:
+        _exponentials(block, row.dtype.type(top), scale, terms)
+    _drop(terms, terms.dtype.type(1.0 / _unbias(terms)))
+    sums[best] = _sum(terms)
     return math.log1p(_weighted_sum(weights, sums))
 
 
@@ -436,6 +527,22 @@ def _share(row, threshold, share, rest, out):
 @_jit
 def _has_nan(row):
     return _count(row, -np.inf) < row.size
+
+
+@_jit
+def _finish_block(out, weight, scratch):
+    """Probabilities of the biased exponentials in `out` or, for a part of a block, in `scratch`."""
+    number = out.dtype.type
+    unbias = _unbias(out)
+    # 2**-bias times a weight of this or more is normal.
+    least = 2.0**-62 if out.itemsize == 4 else 2.0**-510
+    factor = number(weight * unbias if weight >= least else weight)
+    if out.size == BLOCK:
+        _multiply(out, factor)
+    else:
+        _multiply_into(_spare(scratch, out.size), factor, out)
+    if weight < least:
+        _multiply(out, number(unbias))
 
 
 @_jit
@@ -478,64 +585,49 @@ def softmax(x, x_step, temperature, out, out_step, rows):
         Bytes from a row of the output to the next.
     rows : int
     """
-    scratch = np.empty(2 * BLOCK + TREE, x.dtype)
+    scratch = np.empty(2 * BLOCK, x.dtype)
     blocks = -(-x.size // BLOCK)
     weights, sums = np.empty(blocks), np.empty(blocks)
     in_place = x.ctypes.data == out.ctypes.data
     for r in range(rows):
-        row, target = _row_at(x, r * x_step), _row_at(out, r * out_step)
+        row, target = _view(x, r * x_step, x.size), _view(out, r * out_step, out.size)
         if r == 0 or temperature.size > 1:
-            kind, _, scale, wide = _read_temperature(temperature[r], x.dtype.type)
-        kept = target if kind == FINITE else target[:0]
+            kind, _, scale, wide = _read_temperature(temperature[r], x)
+        kept = target if kind == FINITE else _view(target, 0, 0)
         top, _, total = _reduce_row(row, kept, in_place, scale, wide, scratch, weights, sums)
         if not total > 0.0:
             target[:] = np.nan
         elif kind == FINITE:
             for b in range(blocks):
-                _finish_block(target[b * BLOCK : (b + 1) * BLOCK], weights[b] / total, scratch)
+                _finish_block(_block(target, b * BLOCK), weights[b] / total, scratch)
         else:
             least = _threshold(kind, top)
             _share(row, least, 1.0 / _count(row, least), 0.0, target)
 
 
-@_jit
-def _finish_block(out, weight, scratch):
-    """Turn biased exponentials into probabilities: in `out`, or in scratch if that is no block."""
-    number = out.dtype.type
-    unbias = _unbias(out)
-    # 2**-bias times a weight of this or more is normal.
-    least = 2.0**-62 if out.itemsize == 4 else 2.0**-510
-    factor = number(weight * unbias if weight >= least else weight)
-    if out.size == BLOCK:
-        _multiply(out, factor)
-    else:
-        _multiply_into(scratch[BLOCK:], factor, out)
-    if weight < least:
-        _multiply(out, number(unbias))
-
-
 @_cached_jit
 def log_softmax(x, x_step, temperature, out, out_step, rows):
     """Logarithms of the softmax of the rows of a batch; parameters as `softmax`."""
-    scratch = np.empty(2 * BLOCK + TREE, x.dtype)
+    scratch = np.empty(2 * BLOCK, x.dtype)
     blocks = -(-x.size // BLOCK)
     weights, sums = np.empty(blocks), np.empty(blocks)
     in_place = x.ctypes.data == out.ctypes.data
     for r in range(rows):
-        row, target = _row_at(x, r * x_step), _row_at(out, r * out_step)
+        row, target = _view(x, r * x_step, x.size), _view(out, r * out_step, out.size)
         if r == 0 or temperature.size > 1:
             t = temperature[r]
-            kind, shrink, scale, wide = _read_temperature(t, x.dtype.type)
-        top, best, total = _reduce_row(
-            row, target[:0], False, scale, wide, scratch, weights, sums
-        )
+            kind, shrink, scale, wide = _read_temperature(t, x)
+        nothing = _view(row, 0, 0)
+        top, best, total = _reduce_row(row, nothing, False, scale, wide, scratch, weights, sums)
         if not total > 0.0:
             target[:] = np.nan
         elif kind == FINITE:
             log_total = _log_total(row, top, best, total, scale, scratch, weights, sums)
             for b in range(blocks):
-                block = _load_block(row, b * BLOCK, in_place, scratch)
-                part = target[b * BLOCK : (b + 1) * BLOCK]
+                block, part = _block(row, b * BLOCK), _block(target, b * BLOCK)
+                if in_place:
+                    _copy(block, scratch)
+                    block = scratch
                 _log_probabilities(block, top, log_total, shrink, t, part)
         else:
             least = _threshold(kind, top)
@@ -549,15 +641,16 @@ def logsumexp(x, x_step, temperature, out, out_step, rows):
     Parameters as `softmax`, but `out` is the output of the first row, shape (1,). Rows may be
     empty, and no temperature is exactly 0.
     """
-    scratch = np.empty(2 * BLOCK + TREE, x.dtype)
+    scratch = np.empty(2 * BLOCK, x.dtype)
     blocks = -(-x.size // BLOCK)
     weights, sums = np.empty(blocks), np.empty(blocks)
     for r in range(rows):
-        row = _row_at(x, r * x_step)
+        row = _view(x, r * x_step, x.size)
         if r == 0 or temperature.size > 1:
             t = temperature[r]
-            kind, _, scale, wide = _read_temperature(t, x.dtype.type)
-        top, best, total = _reduce_row(row, row[:0], False, scale, wide, scratch, weights, sums)
+            kind, _, scale, wide = _read_temperature(t, x)
+        nothing = _view(row, 0, 0)
+        top, best, total = _reduce_row(row, nothing, False, scale, wide, scratch, weights, sums)
         if total != total:
             result = np.nan if _has_nan(row) else np.inf
         elif total == 0.0:
@@ -568,4 +661,4 @@ def logsumexp(x, x_step, temperature, out, out_step, rows):
             result = top / t
         else:
             result = top / t + math.log(_count(row, _threshold(kind, top)))
-        _row_at(out, r * out_step)[0] = result
+        _view(out, r * out_step, 1)[0] = result

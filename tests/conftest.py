@@ -1,0 +1,56 @@
+"""Fixtures: every test that takes `backend` runs on each implementation there is here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from support import IMPLEMENTATIONS, SEED, available, generator, real_logits, using, why_not
+
+_checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile(
+    "ci", max_examples=60, deadline=None, derandomize=True, database=None, print_blob=True, suppress_health_check=_checks
+)
+settings.register_profile("explore", settings.get_profile("ci"), max_examples=2000, derandomize=False)
+settings.load_profile(os.environ.get("FASTSOFTMAX_HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"fastsoftmax: seed {SEED} (FASTSOFTMAX_TEST_SEED={SEED} repeats it, =random takes a fresh one)",
+        f"fastsoftmax: testing {', '.join(available()) or 'no implementation'}",
+    ]
+
+
+def _required(implementation: str) -> bool:
+    """A missing C or Numba backend is a failure where it was asked for; a missing instruction set never is."""
+    name = implementation.partition("-")[0]
+    reason = why_not(implementation) or ""
+    return reason.startswith(f"{name}:") and os.environ.get(f"FASTSOFTMAX_REQUIRE_{name.upper()}") == "1"
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the implementation that serves during the test."""
+    reason = why_not(request.param)
+    if reason is not None:
+        if _required(request.param):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with using(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """The same stream for every implementation of one test."""
+    return generator(request.node.module.__name__, request.node.originalname)
+
+
+@pytest.fixture(scope="session")
+def logits() -> np.ndarray:
+    """Real logits: float16 (16, 30522), read-only."""
+    return real_logits()

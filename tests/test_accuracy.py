@@ -1,0 +1,190 @@
+"""The promised accuracy, against 50-digit arithmetic.
+
+Probabilities: 2 ULP in float32 and 4 in float64, and what one rounding of the exponent costs,
+|x - max|/T times 2**-24 or 2**-53 of the probability. Log-probabilities and logsumexp: 2 ULP and
+1e-7 in float32, 4 ULP and 1e-15 in float64; float64 logsumexp also one rounding of each of its two
+terms, max/T and log(sum), where they cancel.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import mpmath
+import numpy as np
+import pytest
+from oracle import DIGITS, FORMATS, OPS, exact, exact_ulp_diff, reference, tolerance, ulp_diff
+from support import generator, real_logits
+
+import fastsoftmax
+from fastsoftmax import log_softmax, logsumexp, softmax
+
+DTYPES = ("float32", "float64")
+EACH_OP = pytest.mark.parametrize("op", OPS)
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
+
+# The exponent of the smallest denormal, and (x - max)/T at which its probability is lost.
+LAST = {"float32": (-149, -103.5), "float64": (-1074, -744.7)}
+
+
+def _excess(got: np.ndarray, want: np.ndarray, argument: np.ndarray, dtype: str) -> np.ndarray:
+    """ULP of error beyond what |x - max|/T allows."""
+    bits, smallest = FORMATS[dtype]
+    error = exact_ulp_diff(got, want, dtype)
+    result = np.empty(want.shape)
+    with mpmath.workdps(DIGITS):
+        for i in np.ndindex(*want.shape):
+            exponent = int(mpmath.frexp(want[i])[1]) - 1 if want[i] else smallest
+            unit = mpmath.ldexp(1, max(exponent, smallest) - (bits - 1))
+            slack = float(mpmath.mpf(float(argument[i])) * mpmath.ldexp(want[i], -bits) / unit)
+            result[i] = max(error[i] - slack, 0)
+    return result
+
+
+@lru_cache(maxsize=None)
+def ladder(dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows (0, -q) whose second probability walks down all exponents, q, and the probabilities."""
+    last, lowest = LAST[dtype]
+    rng = generator("ladder", dtype)
+    # A few points in each binade, then the values next to 0 and the last of the denormals.
+    exponents = np.arange(-1, last - 1, -1 if dtype == "float32" else -4)
+    q = -(exponents[:, None] + rng.uniform(0, 1, size=(len(exponents), 8))).ravel() * np.log(2)
+    q = np.concatenate([q, 10.0 ** np.arange(-30, 0), np.linspace(-lowest - 2, -lowest, 20)])
+    q = np.abs(q).astype(dtype)
+    x = np.stack([np.zeros_like(q), -q], axis=1)
+    return x, q, exact("softmax", x)
+
+
+@EACH_DTYPE
+def test_histogram_over_the_exponents(backend: str, dtype: str) -> None:
+    """Probabilities from the smallest denormal to 1, each within its bound; most of them closer."""
+    last, _ = LAST[dtype]
+    x, q, want = ladder(dtype)
+    got = softmax(x)
+    excess = _excess(got, want, np.stack([0 * q, q], axis=1), dtype)
+    exponent = np.clip(np.frexp(got[:, 1].astype("f8"))[1] - 1, last, 0)
+    step = 1 if dtype == "float32" else 4
+    counts = np.bincount(-exponent // step, minlength=-last // step + 1)
+    # All but that of 1 itself, which no second probability has.
+    assert (counts[1 : -last // step] > 0).all()
+    edges = [0, 0.5, 1, 2, 4, np.inf]
+    histogram, _ = np.histogram(excess, edges)
+    table = dict(zip((f">= {e} ULP" for e in edges), histogram.tolist(), strict=False))
+    limit = 2 if dtype == "float32" else 4
+    assert excess.max() <= limit, table
+    # There nothing but the exponential and the division is measured.
+    near = excess[q <= 1]
+    assert np.median(near) <= 0.5, table
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("length", [9, 50, 3000])
+def test_the_ladder_in_longer_rows(backend: str, dtype: str, length: int) -> None:
+    """The same entries in rows long enough for whole vectors and several blocks."""
+    x, _, _ = ladder(dtype)
+    steps = np.resize(x[:, 1], length)
+    row = np.concatenate([[0], steps]).astype(dtype)
+    want = reference("softmax", row)
+    error = np.abs(softmax(row) - want.value)
+    allowed = tolerance("softmax", want, dtype, dtype)
+    assert (error <= allowed).all(), float((error / allowed).max())
+
+
+@lru_cache(maxsize=None)
+def scaled_case(op: str, dtype: str) -> list[tuple[np.ndarray, float, np.ndarray, np.ndarray]]:
+    """Logits of sizes 1e-30 to 1e38 at temperatures 1e-30 to 1e30."""
+    rng = generator("scaled", dtype)
+    cases = []
+    for size in (1e-30, 1e-10, 1e-3, 1.0, 50.0, 1e5, 1e20, 1e38):
+        for ratio in (1e-7, 0.01, 1, 10, 80, 600):
+            t = size / ratio
+            if not 1e-30 <= t <= 1e30 and size != 1e38:
+                continue
+            x = (rng.uniform(-1, 1, size=19) * size).astype(dtype)
+            argument = (float(x.max()) - x.astype("f8")) / t
+            cases.append((x, t, argument, exact(op, x, temperature=t)))
+    return cases
+
+
+@EACH_OP
+@EACH_DTYPE
+def test_every_size_of_logit_and_temperature(backend: str, op: str, dtype: str) -> None:
+    single = dtype == "float32"
+    ulps, absolute = (2, 1e-7) if single else (4, 1e-15)
+    for x, t, argument, want in scaled_case(op, dtype):
+        got = getattr(fastsoftmax, op)(x, temperature=t)
+        if op == "softmax":
+            excess = _excess(got, want, argument, dtype)
+            assert excess.max() <= ulps, (t, x.max(), excess.max())
+            continue
+        got = np.atleast_1d(got)
+        want = np.atleast_1d(want)
+        error = np.array([float(abs(mpmath.mpf(float(g)) - w)) for g, w in zip(got, want, strict=True)])
+        ulp_of_want = error / np.where(error == 0, 1, exact_ulp_diff(got, want, dtype))
+        allowed = ulps * ulp_of_want + absolute
+        if op == "logsumexp" and not single:
+            allowed = allowed + np.finfo(dtype).eps * (abs(float(x.max()) / t) + np.log(19))
+        assert (error <= allowed).all(), (t, x.max(), (error / allowed).max())
+
+
+def test_temperatures_beyond_float32(backend: str) -> None:
+    """A temperature is a float64 also where the logits are float32."""
+    x = np.array([3e38, -3e38, 1e37, 0], dtype="f4")
+    for t in (1e38, 1e39, 1e41, 1e60, 1e300):
+        for op in OPS:
+            want = reference(op, x, temperature=t)
+            error = np.abs(getattr(fastsoftmax, op)(x, temperature=t) - want.value)
+            assert (error <= tolerance(op, want, "f4", "f4")).all(), (op, t)
+
+
+# ---- beside PyTorch
+
+
+@lru_cache(maxsize=None)
+def torch_cases() -> list[tuple[np.ndarray, float]]:
+    rng = generator("torch")
+    rows = [real_logits().astype("f4")]
+    rows += [(rng.normal(size=(4, n)) * s).astype("f4") for n, s in ((1000, 5), (32000, 3))]
+    rows += [(rng.normal(size=(4, n)) * s).astype("f4") for n, s in ((50, 10), (4096, 0.5))]
+    return [(x, t) for x in rows for t in (1.0, 0.7, 2.0)]
+
+
+@lru_cache(maxsize=None)
+def torch_errors(op: str) -> list[np.ndarray]:
+    """For each row of each case the largest error of PyTorch."""
+    torch = pytest.importorskip("torch")
+    errors = []
+    for (x, t), want in zip(torch_cases(), torch_references(op), strict=True):
+        scaled = torch.from_numpy(x.copy()) / t if t != 1 else torch.from_numpy(x.copy())
+        errors.append(_row_errors(op, getattr(torch, op)(scaled, -1).numpy(), want))
+    return errors
+
+
+@lru_cache(maxsize=None)
+def torch_references(op: str) -> list[np.ndarray]:
+    return [reference(op, x, temperature=t).value for x, t in torch_cases()]
+
+
+def _row_errors(op: str, got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    error = ulp_diff(got, want, "float32")
+    return error if op == "logsumexp" else error.max(axis=-1)
+
+
+@EACH_OP
+def test_never_less_accurate_than_torch(backend: str, op: str) -> None:
+    """Row by row the worst entry is at least as good as theirs, or within one ULP of the truth."""
+    theirs = torch_errors(op)
+    wants = torch_references(op)
+    for (x, t), want, their in zip(torch_cases(), wants, theirs, strict=True):
+        ours = _row_errors(op, getattr(fastsoftmax, op)(x, temperature=t), want)
+        worse = ours > np.maximum(their, 1)
+        assert not worse.any(), (x.shape, t, ours[worse], their[worse])
+
+
+def test_log_and_exp_agree(backend: str, logits: np.ndarray) -> None:
+    """softmax, log_softmax and logsumexp tell the same story to rounding."""
+    x = logits[:3].astype("f8")
+    log_p = log_softmax(x, temperature=0.7)
+    np.testing.assert_allclose(np.exp(log_p), softmax(x, temperature=0.7), rtol=1e-13)
+    want = x / 0.7 - logsumexp(x, temperature=0.7, keepdims=True)
+    np.testing.assert_allclose(log_p, want, rtol=1e-13, atol=1e-13)
