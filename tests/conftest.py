@@ -12,24 +12,35 @@ from support import IMPLEMENTATIONS, SEED, available, generator, real_logits, us
 
 _checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
-    "ci", max_examples=60, deadline=None, derandomize=True, database=None, print_blob=True, suppress_health_check=_checks
+    "ci",
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    print_blob=True,
+    suppress_health_check=_checks,
 )
-settings.register_profile("explore", settings.get_profile("ci"), max_examples=2000, derandomize=False)
+settings.register_profile(
+    "explore", settings.get_profile("ci"), max_examples=2000, derandomize=False
+)
 settings.load_profile(os.environ.get("FASTSOFTMAX_HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_report_header() -> list[str]:
     return [
-        f"fastsoftmax: seed {SEED} (FASTSOFTMAX_TEST_SEED={SEED} repeats it, =random takes a fresh one)",
+        f"fastsoftmax: seed {SEED} (FASTSOFTMAX_TEST_SEED sets it; random takes a fresh one)",
         f"fastsoftmax: testing {', '.join(available()) or 'no implementation'}",
     ]
 
 
 def _required(implementation: str) -> bool:
-    """A missing C or Numba backend is a failure where it was asked for; a missing instruction set never is."""
+    """Whether it is missing though asked for; a missing instruction set never counts."""
     name = implementation.partition("-")[0]
     reason = why_not(implementation) or ""
-    return reason.startswith(f"{name}:") and os.environ.get(f"FASTSOFTMAX_REQUIRE_{name.upper()}") == "1"
+    return (
+        reason.startswith(f"{name}:")
+        and os.environ.get(f"FASTSOFTMAX_REQUIRE_{name.upper()}") == "1"
+    )
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

@@ -1,9 +1,10 @@
 """Independent references the tests compare with; nothing here comes from the package.
 
-`exact` works in 50-digit arithmetic (small arrays), `reference` in `np.longdouble` (any size), which has 64 bits of
-mantissa on x86 and 113 on most others. Where it is no wider than float64, quotients are carried with what their
-rounding lost and sums are exact. `reference` also states the rules for special rows, masks and temperatures, in
-plain NumPy. `assert_close` holds a result against it within the accuracy the package promises.
+`exact` works in 50-digit arithmetic (small arrays), `reference` in `np.longdouble` (any size),
+which has 64 bits of mantissa on x86 and 113 on most others. Where it is no wider than float64,
+quotients are carried with what their rounding lost and sums are exact. `reference` also states the
+rules for special rows, masks and temperatures, in plain NumPy. `assert_close` holds a result
+against it within the accuracy the package promises.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ def ulp(a: Any, dtype: Any) -> np.ndarray:
 
 
 def distance(got: Any, want: Any, dtype: Any) -> np.ndarray:
-    """|got - want|. NaN is at 0 from NaN and infinitely far from all else, and so is an infinity in `want`.
+    """|got - want|, where NaN is at 0 from NaN and infinitely far from all else.
 
-    A finite `want` beyond the range of `dtype`, and a `got` that is infinite where `want` is not, both count as the
-    first power of two beyond the range.
+    So is an infinity in `want`. A finite `want` beyond the range of `dtype`, and a `got` that is
+    infinite where `want` is not, both count as the first power of two beyond the range.
     """
     got, want = np.broadcast_arrays(wide(got), wide(want))
     _, smallest = FORMATS[np.dtype(dtype).name]
@@ -70,7 +71,7 @@ def ulp_diff(got: Any, want: Any, dtype: Any) -> np.ndarray:
 
 
 def exact_ulp_diff(got: Any, want: np.ndarray, dtype: Any) -> np.ndarray:
-    """As `ulp_diff`, for the 50-digit numbers of `exact`, all of which lie in the range of `dtype`."""
+    """As `ulp_diff`, for the 50-digit numbers of `exact`, all in the range of `dtype`."""
     bits, smallest = FORMATS[np.dtype(dtype).name]
     got = np.asarray(got)
     assert got.shape == want.shape
@@ -134,7 +135,7 @@ def as_rows(x: Any, axis: Any = -1, temperature: Any = 1.0, where: Any = None) -
 
 
 def exact(op: str, x: Any, axis: Any = -1, temperature: Any = 1.0) -> np.ndarray:
-    """The operation on finite entries with finite positive temperatures, as an array of 50-digit numbers."""
+    """The operation on finite entries at finite positive temperatures, as 50-digit numbers."""
     rows = as_rows(x, axis, np.asarray(temperature, dtype=np.float64))
     values = np.empty(rows.x.shape, dtype=object)
     sums = np.empty(len(rows.x), dtype=object)
@@ -148,7 +149,11 @@ def exact(op: str, x: Any, axis: Any = -1, temperature: Any = 1.0) -> np.ndarray
             rest = mpmath.fsum(p for j, p in enumerate(powers) if j != first)
             log_sum = mpmath.log1p(rest)
             sums[i] = entries[first] / t + log_sum
-            values[i] = [p / (1 + rest) for p in powers] if op == "softmax" else [s - log_sum for s in scaled]
+            values[i] = (
+                [p / (1 + rest) for p in powers]
+                if op == "softmax"
+                else [s - log_sum for s in scaled]
+            )
     return rows.reduced(sums, False) if op == "logsumexp" else rows.restore(values)
 
 
@@ -156,8 +161,8 @@ def exact(op: str, x: Any, axis: Any = -1, temperature: Any = 1.0) -> np.ndarray
 class Reference:
     """What a call must give, and what its rounding error is allowed to grow with.
 
-    `argument` is |x - max|/T for each entry (0 where the result is special); of logsumexp it is the larger of its two
-    terms, |max|/T and log(sum).
+    `argument` is |x - max|/T for each entry (0 where the result is special); of logsumexp it is
+    the larger of its two terms, |max|/T and log(sum).
     """
 
     value: np.ndarray
@@ -176,8 +181,8 @@ def reference(
 ) -> Reference:
     """The operation by the rules, special rows before special temperatures.
 
-    `arithmetic` is the type the package computes in, float32 or float64: a temperature whose reciprocal overflows in
-    it counts as 0.
+    `arithmetic` is the type the package computes in, float32 or float64: a temperature whose
+    reciprocal overflows in it counts as 0.
     """
     rows = as_rows(x, axis, temperature, where)
     arithmetic = np.dtype(arithmetic_of(rows.x.dtype) if arithmetic is None else arithmetic)
@@ -208,7 +213,9 @@ def reference(
         log_sum = np.log1p(rest)
 
         if op == "logsumexp":
-            term, term_lost = _quotient(largest, np.zeros_like(largest), np.where(uniform, 1, t), compensated)
+            term, term_lost = _quotient(
+                largest, np.zeros_like(largest), np.where(uniform, 1, t), compensated
+            )
             term = np.where(uniform, 0, term)
             value = np.where(limit, term, (term + log_sum) + np.where(uniform, 0, term_lost))
             value = np.where(neginf | nothing, -np.inf, value)
@@ -226,7 +233,7 @@ def reference(
 
 
 def _quotient(x: Any, largest: Any, t: Any, compensated: bool) -> tuple[Any, Any]:
-    """(x - largest)/t, rounded, and what the rounding lost (0 where the arithmetic is wide enough without it)."""
+    """(x - largest)/t, rounded, and what the rounding lost (0 where that does not matter)."""
     if not compensated:
         return (x - largest) / t, np.zeros(x.shape)
     half = np.where(np.isinf(x - largest) & np.isfinite(x), 0.5, 1.0)
@@ -261,7 +268,9 @@ def _sum(a: np.ndarray, compensated: bool) -> np.ndarray:
 
 
 def arithmetic_of(x_dtype: Any, dtype: Any = None) -> np.dtype:
-    """float32 for 16-bit and float32 arrays, float64 for all else and wherever float64 is asked for."""
+    """float32 for 16-bit and float32 arrays, float64 for all else and wherever float64 is asked
+    for.
+    """
     narrow = ("float16", "bfloat16", "float32")
     if np.dtype(x_dtype).name in narrow and (dtype is None or np.dtype(dtype).name in narrow):
         return np.dtype(np.float32)
@@ -278,10 +287,11 @@ def result_dtype(x_dtype: Any, dtype: Any = None) -> np.dtype:
 def tolerance(op: str, want: Reference, arithmetic: Any, dtype: Any) -> np.ndarray:
     """How far a result of type `dtype` may be from `want`, entry by entry.
 
-    Probabilities: 2 ULP (float64: 4) and the relative error |x - max|/T times half an epsilon, which is what one
-    rounding of the exponent costs. Log-probabilities and logsumexp: 2 ULP and 1e-7 (float64: 4 ULP and 1e-15). For
-    float64 logsumexp is also given one rounding of each of its two terms, max/T and log(sum), which may cancel.
-    A result of a narrower type is rounded once more.
+    Probabilities: 2 ULP (float64: 4) and the relative error |x - max|/T times half an epsilon,
+    which is what one rounding of the exponent costs. Log-probabilities and logsumexp: 2 ULP and
+    1e-7 (float64: 4 ULP and 1e-15). For float64 logsumexp is also given one rounding of each of
+    its two terms, max/T and log(sum), which may cancel. A result of a narrower type is rounded
+    once more.
     """
     arithmetic, dtype = np.dtype(arithmetic), np.dtype(dtype)
     bits, _ = FORMATS[arithmetic.name]
@@ -299,8 +309,12 @@ def tolerance(op: str, want: Reference, arithmetic: Any, dtype: Any) -> np.ndarr
     return allowed
 
 
-def assert_close(op: str, got: Any, x: Any, *, dtype: Any = None, want: Reference | None = None, **call: Any) -> None:
-    """`got`, which is `op(x, dtype=dtype, **call)`, is of the right shape and type and as exact as promised."""
+def assert_close(
+    op: str, got: Any, x: Any, *, dtype: Any = None, want: Reference | None = None, **call: Any
+) -> None:
+    """`got`, which is `op(x, dtype=dtype, **call)`, is of the right shape and type and as exact as
+    promised.
+    """
     x_dtype = np.asarray(x).dtype
     arithmetic = arithmetic_of(x_dtype, dtype)
     if want is None:
@@ -313,9 +327,11 @@ def assert_close(op: str, got: Any, x: Any, *, dtype: Any = None, want: Referenc
     wrong = ~(error <= allowed)
     if wrong.any():
         worst = tuple(int(i) for i in np.argwhere(wrong)[np.argmax((error / allowed)[wrong])])
+        off = ulp_diff(got[worst], want.value[worst], expected)
+        details = repr(call)
         raise AssertionError(
-            f"{op} of {x_dtype}{np.shape(x)} -> {expected}: {wrong.sum()} of {wrong.size} entries are off; the worst "
-            f"at {worst}: got {got[worst]}, want {want.value[worst]}, error {error[worst]:.3g} "
-            f"({ulp_diff(got[worst], want.value[worst], expected):.3g} ULP), allowed {allowed[worst]:.3g}, "
-            f"|x - max|/T {want.argument[worst]:.6g}; {call if len(repr(call)) < 400 else list(call)}"
+            f"{op} of {x_dtype}{np.shape(x)} -> {expected}: {wrong.sum()} of {wrong.size} entries "
+            f"are off; the worst at {worst}: got {got[worst]}, want {want.value[worst]}, error "
+            f"{error[worst]:.3g} ({off:.3g} ULP), allowed {allowed[worst]:.3g}, |x - max|/T "
+            f"{want.argument[worst]:.6g}; {details if len(details) < 400 else list(call)}"
         )

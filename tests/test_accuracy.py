@@ -8,7 +8,7 @@ terms, max/T and log(sum), where they cancel.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import mpmath
 import numpy as np
@@ -41,7 +41,7 @@ def _excess(got: np.ndarray, want: np.ndarray, argument: np.ndarray, dtype: str)
     return result
 
 
-@lru_cache(maxsize=None)
+@cache
 def ladder(dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows (0, -q) whose second probability walks down all exponents, q, and the probabilities."""
     last, lowest = LAST[dtype]
@@ -90,7 +90,7 @@ def test_the_ladder_in_longer_rows(backend: str, dtype: str, length: int) -> Non
     assert (error <= allowed).all(), float((error / allowed).max())
 
 
-@lru_cache(maxsize=None)
+@cache
 def scaled_case(op: str, dtype: str) -> list[tuple[np.ndarray, float, np.ndarray, np.ndarray]]:
     """Logits of sizes 1e-30 to 1e38 at temperatures 1e-30 to 1e30."""
     rng = generator("scaled", dtype)
@@ -119,7 +119,9 @@ def test_every_size_of_logit_and_temperature(backend: str, op: str, dtype: str) 
             continue
         got = np.atleast_1d(got)
         want = np.atleast_1d(want)
-        error = np.array([float(abs(mpmath.mpf(float(g)) - w)) for g, w in zip(got, want, strict=True)])
+        error = np.array(
+            [float(abs(mpmath.mpf(float(g)) - w)) for g, w in zip(got, want, strict=True)]
+        )
         ulp_of_want = error / np.where(error == 0, 1, exact_ulp_diff(got, want, dtype))
         allowed = ulps * ulp_of_want + absolute
         if op == "logsumexp" and not single:
@@ -140,7 +142,7 @@ def test_temperatures_beyond_float32(backend: str) -> None:
 # ---- beside PyTorch
 
 
-@lru_cache(maxsize=None)
+@cache
 def torch_cases() -> list[tuple[np.ndarray, float]]:
     rng = generator("torch")
     rows = [real_logits().astype("f4")]
@@ -149,7 +151,7 @@ def torch_cases() -> list[tuple[np.ndarray, float]]:
     return [(x, t) for x in rows for t in (1.0, 0.7, 2.0)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def torch_errors(op: str) -> list[np.ndarray]:
     """For each row of each case the largest error of PyTorch."""
     torch = pytest.importorskip("torch")
@@ -160,7 +162,7 @@ def torch_errors(op: str) -> list[np.ndarray]:
     return errors
 
 
-@lru_cache(maxsize=None)
+@cache
 def torch_references(op: str) -> list[np.ndarray]:
     return [reference(op, x, temperature=t).value for x, t in torch_cases()]
 

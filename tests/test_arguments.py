@@ -266,7 +266,9 @@ def test_temperatures_of_other_types(op: str, bad: object) -> None:
 def test_masks(op: str, axis: object, rng: np.random.Generator) -> None:
     x = logits(4, 6, 5)
     x[0, 0], x[1, 2, 3], x[2, 1, 0], x[3] = NAN, INF, -INF, -INF
-    masks = [rng.random(shape) < 0.6 for shape in ((4, 6, 5), (6, 5), (5,), (4, 1, 1), (1, 6, 1), ())]
+    masks = [
+        rng.random(shape) < 0.6 for shape in ((4, 6, 5), (6, 5), (5,), (4, 1, 1), (1, 6, 1), ())
+    ]
     for where in [*masks, True, False, ~np.isnan(x), np.isfinite(x), [True] * 4 + [False]]:
         check(op, x, axis=axis, where=where, temperature=0.7)
         check(op, x.astype("f8"), axis=axis, where=where)
@@ -434,7 +436,10 @@ def overlaps(dtype: object) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     thick = fresh(size).reshape(60, 130)
     return {
         "later": (flat[:size].reshape(30, 130), flat[100 : 100 + size].reshape(30, 130)),
-        "earlier": (flat[300 : 300 + size].reshape(30, 130), flat[100 : 100 + size].reshape(30, 130)),
+        "earlier": (
+            flat[300 : 300 + size].reshape(30, 130),
+            flat[100 : 100 + size].reshape(30, 130),
+        ),
         "one entry later": (one[:size].reshape(30, 130), one[1:].reshape(30, 130)),
         "one entry earlier": (one[1:].reshape(30, 130), one[:size].reshape(30, 130)),
         "one row later": (rows[:-1], rows[1:]),
@@ -453,7 +458,10 @@ def overlaps(dtype: object) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 @pytest.mark.parametrize("which", list(overlaps("float32")))
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_overlapping_out(op: str, dtype: str, which: str, axis: int) -> None:
-    for kwargs in ({"temperature": 0.7}, {"where": np.arange(60 if which == "transposed" else 130) % 3 > 0}):
+    for kwargs in (
+        {"temperature": 0.7},
+        {"where": np.arange(60 if which == "transposed" else 130) % 3 > 0},
+    ):
         x, out = overlaps(dtype)[which]
         want = call(op, x.copy(), axis, **kwargs)
         call(op, x, axis, out=out, **kwargs)
@@ -618,7 +626,9 @@ def test_ways_to_name_a_type(op: str) -> None:
 
 
 @EACH_OP
-@pytest.mark.parametrize("dtype", [int, "i4", "u1", bool, complex, "c8", object, "U4", "M8[s]", "g"])
+@pytest.mark.parametrize(
+    "dtype", [int, "i4", "u1", bool, complex, "c8", object, "U4", "M8[s]", "g"]
+)
 def test_types_of_results_there_are_not(op: str, dtype: object) -> None:
     if np.dtype(dtype) == np.float64:
         pytest.skip("long double is float64 here")
@@ -707,7 +717,9 @@ def test_empty_by_hand() -> None:
     assert_array_equal(logsumexp(np.zeros((3, 0))), [-INF] * 3)
     assert logsumexp(np.zeros((0, 3))).shape == (0,)
     assert_array_equal(logsumexp(np.zeros((0, 3)), axis=0), [-INF] * 3)
-    assert_array_equal(logsumexp(np.zeros((2, 0, 3)), axis=1, keepdims=True), np.full((2, 1, 3), -INF))
+    assert_array_equal(
+        logsumexp(np.zeros((2, 0, 3)), axis=1, keepdims=True), np.full((2, 1, 3), -INF)
+    )
     assert logsumexp(np.zeros((0, 3)), axis=None) == -INF
     assert softmax(np.zeros((0, 3)), temperature=np.ones(0)).shape == (0, 3)
 

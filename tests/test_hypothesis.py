@@ -61,7 +61,9 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
     if draw(st.booleans()):
         values = np.round(values)
     special = rng.random(shape) < draw(st.sampled_from([0.0, 0.0, 0.01, 0.3]))
-    values = np.where(special, rng.choice(draw(st.lists(st.sampled_from(VALUES), min_size=1))), values)
+    values = np.where(
+        special, rng.choice(draw(st.lists(st.sampled_from(VALUES), min_size=1))), values
+    )
     if shape and draw(st.booleans()):
         values[..., : draw(st.integers(0, shape[-1]))] = -np.inf
 
@@ -177,9 +179,14 @@ def test_relations(backend: str, data: st.DataObject) -> None:
     order = rng.permutation(length)
     np.testing.assert_allclose(fastsoftmax.softmax(x[order], temperature=t), p[order], rtol=1e-13)
     widest = np.ptp(x) / t
-    np.testing.assert_allclose(fastsoftmax.softmax(x / t), p, rtol=1e-13 + widest * 1e-15, atol=5e-324)
+    np.testing.assert_allclose(
+        fastsoftmax.softmax(x / t), p, rtol=1e-13 + widest * 1e-15, atol=5e-324
+    )
     lse = fastsoftmax.logsumexp(x, temperature=t)
     assert lse >= x.max() / t * (1 - 1e-15) - 1e-300 or x.max() < 0
     np.testing.assert_allclose(
-        fastsoftmax.log_softmax(x, temperature=t), x / t - lse, rtol=1e-12, atol=1e-12 * max(1, widest)
+        fastsoftmax.log_softmax(x, temperature=t),
+        x / t - lse,
+        rtol=1e-12,
+        atol=1e-12 * max(1, widest),
     )

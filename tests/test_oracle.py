@@ -1,4 +1,4 @@
-"""The references agree with each other, with SciPy and with PyTorch: no test is better than its oracle."""
+"""The references agree with each other, with SciPy and with PyTorch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def test_ulp() -> None:
 def test_ulp_diff() -> None:
     f4 = np.float32
     inf, nan = np.inf, np.nan
-    got = np.array([1, np.nextafter(f4(1), f4(2)), 0.0, nan, inf, -inf, nan, inf, 1e-45, -3.4028235e38], dtype=f4)
+    got = np.array(
+        [1, np.nextafter(f4(1), f4(2)), 0.0, nan, inf, -inf, nan, inf, 1e-45, -3.4028235e38],
+        dtype=f4,
+    )
     want = np.array([1, 1, -0.0, nan, inf, -inf, 0, -inf, 0, -inf])
     np.testing.assert_array_equal(ulp_diff(got, want, f4), [0, 1, 0, 0, 0, 0, inf, inf, 1, inf])
     assert ulp_diff(f4(inf), 2.0**128, f4) == 0
@@ -49,7 +52,9 @@ def test_ulp_diff() -> None:
 def test_exact_ulp_diff() -> None:
     with mpmath.workdps(50):
         want = np.array([mpmath.mpf(1) + mpmath.mpf(2) ** -25, mpmath.mpf(10) ** -60], dtype=object)
-    np.testing.assert_allclose(exact_ulp_diff(np.array([1, 1e-45], dtype="f4"), want, "f4"), [0.25, 1.0], atol=1e-10)
+    np.testing.assert_allclose(
+        exact_ulp_diff(np.array([1, 1e-45], dtype="f4"), want, "f4"), [0.25, 1.0], atol=1e-10
+    )
     assert exact_ulp_diff(np.array([np.nan], dtype="f4"), want[:1], "f4") == np.inf
 
 
@@ -65,7 +70,9 @@ def test_scipy(op: str, axis: object) -> None:
     x = generator(op).normal(size=(3, 4, 5)) * 10
     for t in (1.0, 0.7, 12.0):
         want = SCIPY[op](x / t, axis=axis)
-        np.testing.assert_allclose(np.float64(reference(op, x, axis, t).value), want, rtol=1e-13, atol=1e-15)
+        np.testing.assert_allclose(
+            np.float64(reference(op, x, axis, t).value), want, rtol=1e-13, atol=1e-15
+        )
         np.testing.assert_allclose(np.float64(exact(op, x, axis, t)), want, rtol=1e-13, atol=1e-15)
 
 
@@ -102,7 +109,9 @@ def test_wide_quotient_beyond_the_range_of_float64() -> None:
     x = np.array([1.7e308, -1.7e308])
     for compensated in (False, True):
         value = reference("softmax", x, temperature=1e308, compensated=compensated).value
-        np.testing.assert_allclose(np.float64(value), scipy.special.softmax([1.7, -1.7]), rtol=1e-14)
+        np.testing.assert_allclose(
+            np.float64(value), scipy.special.softmax([1.7, -1.7]), rtol=1e-14
+        )
 
 
 def test_rules() -> None:

@@ -47,12 +47,14 @@ def test_logits_give_their_probabilities_back(dtype: str, rtol: float) -> None:
     assert_allclose(softmax(x, temperature=0.5), [0.1, 0.9], rtol=rtol)
     want = [0.44528931866219296, 0.5547106813378071]
     assert_allclose(softmax(x, temperature=5.0), want, rtol=rtol)
-    assert_allclose(softmax(np.stack([x] * 3), temperature=[1.0, 0.5, 5.0]).sum(axis=1), 1, rtol=rtol)
+    assert_allclose(
+        softmax(np.stack([x] * 3), temperature=[1.0, 0.5, 5.0]).sum(axis=1), 1, rtol=rtol
+    )
 
 
 @DTYPES
 def test_where_the_textbook_formula_fails(dtype: str, rtol: float) -> None:
-    """log(softmax) underflows for class 1 in float32 and for more of them where logits are larger."""
+    """The logarithm of an underflown probability is -inf, and 0 times that is NaN."""
     x = np.array(UNSAFE, dtype=dtype)
     got = log_softmax(x)
     assert abs(got[2] - -49.5466) < 5e-5

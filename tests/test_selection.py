@@ -52,6 +52,10 @@ def output(script: str, tmp_path: Path, **env: str) -> str:
     return done.stdout.strip()
 
 
+MISSING = pytest.mark.parametrize(
+    ("name", "prefix"), [("c", WITHOUT_C), ("numba", WITHOUT_NUMBA)], ids=["c", "numba"]
+)
+
 WHICH = "import fastsoftmax; print(fastsoftmax.backend())"
 
 # The error of an import, as the one who imports sees it.
@@ -85,7 +89,7 @@ def test_auto_takes_the_first_that_works(value: str | None, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("value", ["cuda", "C", "numpy ", "c,numba", "avx2"])
 def test_unknown_value(value: str, tmp_path: Path) -> None:
-    kind, cause, *text = output(IMPORT_ERROR, tmp_path, FASTSOFTMAX_BACKEND=value).splitlines()
+    kind, _, *text = output(IMPORT_ERROR, tmp_path, FASTSOFTMAX_BACKEND=value).splitlines()
     assert kind == "ImportError"
     message = " ".join(text)
     for word in ("FASTSOFTMAX_BACKEND", repr(value), "auto", *NAMES):
@@ -127,7 +131,7 @@ def test_auto_falls_to_numpy(tmp_path: Path) -> None:
     assert reasons["numba"] in "\n".join(config)
 
 
-@pytest.mark.parametrize(("name", "prefix"), [("c", WITHOUT_C), ("numba", WITHOUT_NUMBA)])
+@MISSING
 def test_forced_but_missing(name: str, prefix: str, tmp_path: Path) -> None:
     script = prefix + IMPORT_ERROR
     kind, cause, *text = output(script, tmp_path, FASTSOFTMAX_BACKEND=name).splitlines()
@@ -139,7 +143,7 @@ def test_forced_but_missing(name: str, prefix: str, tmp_path: Path) -> None:
     assert ("compiler" if name == "c" else "fastsoftmax[numba]") in message
 
 
-@pytest.mark.parametrize(("name", "prefix"), [("c", WITHOUT_C), ("numba", WITHOUT_NUMBA)])
+@MISSING
 def test_use_backend_that_is_missing(name: str, prefix: str, tmp_path: Path) -> None:
     script = """
         import fastsoftmax
@@ -148,7 +152,8 @@ def test_use_backend_that_is_missing(name: str, prefix: str, tmp_path: Path) -> 
                 with fastsoftmax.use_backend(NAME):
                     print("entered")
             except fastsoftmax.BackendUnavailableError as error:
-                print(isinstance(error, ImportError), error.__cause__ is not None, "install" in str(error))
+                print(isinstance(error, ImportError), end=" ")
+                print(error.__cause__ is not None, "install" in str(error))
         print(fastsoftmax.backend())
     """
     script = prefix + textwrap.dedent(script).replace("NAME", repr(name))
@@ -270,9 +275,14 @@ def test_use_backend_takes_effect() -> None:
 def test_use_backend_refuses() -> None:
     before = backend()
     for name in ("cuda", "", "auto", None):
-        with pytest.raises(ValueError, match="(?s)c.*numba.*numpy"), use_backend(name):
+        with pytest.raises(ValueError, match=r"(?s)c.*numba.*numpy"), use_backend(name):
             pass
-    for name, isa in (("c", "sse9"), ("c", "AVX2"), ("numpy", "scalar"), *(("c", f) for f in FOREIGN)):
+    for name, isa in (
+        ("c", "sse9"),
+        ("c", "AVX2"),
+        ("numpy", "scalar"),
+        *(("c", f) for f in FOREIGN),
+    ):
         if name == "c" and REASONS["c"] is not None:
             continue
         with pytest.raises(ValueError, match="isa"), use_backend(name, isa=isa):
@@ -338,6 +348,26 @@ def test_other_tasks_are_not_affected() -> None:
 
 def test_backend_unavailable_error() -> None:
     assert issubclass(BackendUnavailableError, ImportError)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_computes(tmp_path: Path) -> None:
+    script = """
+        import os
+        import numpy as np
+        import fastsoftmax
+        x = np.linspace(-5, 5, 100_000, dtype="f4").reshape(20, 5000)
+        for name, reason in fastsoftmax.available_backends().items():
+            if reason is None:
+                with fastsoftmax.use_backend(name):
+                    want = fastsoftmax.softmax(x)
+                    child = os.fork()
+                    if child == 0:
+                        os._exit(0 if np.array_equal(fastsoftmax.softmax(x), want) else 1)
+                    print(os.waitpid(child, 0)[1])
+    """
+    served = [name for name in NAMES if REASONS[name] is None]
+    assert output(script, tmp_path).split() == ["0"] * len(served)
 
 
 # ---- what the package says of itself

@@ -81,7 +81,9 @@ def test_rows_of_nothing_but_minus_infinity(op: str, dtype: str) -> None:
 def test_first_lanes_are_minus_infinity(op: str, dtype: str) -> None:
     for length in (2, 9, 17, 33, 65, 100, 129, 140, 2049, 4100, 9000):
         x = generator("lanes", length).normal(size=(12, length)).astype(dtype) * 4
-        for row, lanes in zip(x, (1, 4, 8, 16, 31, 32, 64, 128, 2048, 4096, 8192, 10**6), strict=True):
+        for row, lanes in zip(
+            x, (1, 4, 8, 16, 31, 32, 64, 128, 2048, 4096, 8192, 10**6), strict=True
+        ):
             row[: min(lanes, length - 1)] = -INF
         check(op, x)
         check(op, x[:, ::-1], temperature=3.0)
@@ -306,7 +308,7 @@ def test_refused_temperatures(op: str, temperature: object, named: str) -> None:
 @pytest.mark.parametrize("temperature", [0, 0.0, -0.0, np.zeros(3), [1.0, 0.0, 2.0]])
 def test_logsumexp_has_no_limit_at_zero(temperature: object) -> None:
     for x in (np.zeros((3, 4)), np.full((3, 4), NAN), np.zeros((3, 0))):
-        with pytest.raises(ValueError, match="(?s)temperature.*0"):
+        with pytest.raises(ValueError, match=r"(?s)temperature.*0"):
             logsumexp(x, temperature=temperature)
 
 

@@ -1,11 +1,11 @@
-"""Ordinary values: every length, real logits, large offsets, and the same bits in any surroundings."""
+"""Ordinary values: every length, real logits, large offsets, the same bits anywhere."""
 
 from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def call(op: str, *args: object, **kwargs: object) -> np.ndarray:
     return getattr(fastsoftmax, op)(*args, **kwargs)
 
 
-@lru_cache(maxsize=None)
+@cache
 def random_case(
     op: str, rows: int, length: int, dtype: str, scale: float, temperature: float | None
 ) -> tuple[np.ndarray, np.ndarray, Reference]:
@@ -72,7 +72,7 @@ def test_vocabularies(backend: str, op: str, length: int, dtype: str) -> None:
     assert_close(op, call(op, x, temperature=t), x, want=want)
 
 
-@lru_cache(maxsize=None)
+@cache
 def real_case(op: str, dtype: str, temperature: float | None) -> tuple:
     x = real_logits().astype(dtype)
     t = np.geomspace(0.2, 8, len(x)) if temperature is None else temperature
@@ -125,7 +125,7 @@ def test_a_temperature_for_each_row(backend: str, op: str, dtype: str) -> None:
 @EACH_DTYPE
 @pytest.mark.parametrize("length", [5, 64, 1000, 5000])
 def test_an_offset_changes_nothing(backend: str, dtype: str, length: int) -> None:
-    """Multiples of 1/8 stay what they are when 1e6 is added, so the differences do, and the bits."""
+    """Multiples of 1/8 stay what they are when 1e6 is added, and so do the bits."""
     x = np.round(generator("offset", length).normal(size=(4, length)) * 80).astype(dtype) / 8
     assert np.array_equal((x + x.dtype.type(1e6)) - x.dtype.type(1e6), x)
     for t in (1.0, 0.7):
@@ -183,6 +183,17 @@ def test_sums_are_one(backend: str, logits: np.ndarray) -> None:
         for t in (0.5, 1.0, 3.0):
             total = softmax(x, temperature=t).sum(axis=-1, dtype=np.float64)
             assert abs(total - 1).max() < 1e-6, x.shape
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_flat_rows_of_16_bits(backend: str, name: str) -> None:
+    """Sums in the logits' own type would stop growing at 2048, or at 256."""
+    dtype = pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else np.float16
+    for length in (256, 512, 2048, 4096, 8192):
+        x = np.full((2, length), 3, dtype=dtype)
+        np.testing.assert_array_equal(softmax(x).astype("f8"), 1 / length)
+        np.testing.assert_array_equal(softmax(x, axis=0).astype("f8"), 0.5)
+        assert_close("logsumexp", logsumexp(x), x)
 
 
 # ---- logarithms near 0
@@ -283,9 +294,7 @@ def _layouts(row: np.ndarray) -> dict[str, tuple[np.ndarray, object, tuple[int, 
 @EACH_OP
 @EACH_DTYPE
 @pytest.mark.parametrize("length", [1, 2, 7, 10, 31, 32, 33, 65, 128, 1000, 2049, 5003])
-def test_a_row_gives_the_same_bits_anywhere(
-    backend: str, op: str, dtype: str, length: int
-) -> None:
+def test_a_row_gives_the_same_bits_anywhere(backend: str, op: str, dtype: str, length: int) -> None:
     row = (generator("bits", length).normal(size=length) * 6).astype(dtype)
     alone = call(op, row, temperature=0.7)
     for name, (x, axis, at) in _layouts(row).items():
@@ -337,7 +346,9 @@ def test_masked_entries_leave_no_trace(backend: str, op: str, rng: np.random.Gen
     where = rng.random(x.shape) < 0.7
     want = call(op, x, temperature=0.7, where=where)
     for junk in (np.nan, np.inf, -np.inf, 3e38):
-        assert same_bits(call(op, np.where(where, x, np.float32(junk)), temperature=0.7, where=where), want)
+        assert same_bits(
+            call(op, np.where(where, x, np.float32(junk)), temperature=0.7, where=where), want
+        )
 
 
 @EACH_OP

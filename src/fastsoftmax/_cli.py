@@ -181,10 +181,8 @@ def _run(
             logits = x[(*index, ...)]
             out_index = index if out.ndim == x.ndim else index[:axis] + index[axis + 1 :]
             function(logits, axis, temperature=temperature, out=out[(*out_index, ...)])
-            if index and index[0] != slice(None):
-                # Pages of this chunk are not needed again.
-                _release(x)
-                _release(out)
+            _release(x)
+            _release(out)
             if bar is not None:
                 bar.update(logits.size)
     finally:

@@ -43,8 +43,8 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     if isinstance(dtype, str) and dtype == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    result = np.dtype(dtype)
+        dtype = ml_dtypes.bfloat16
+    result: np.dtype[Any] = np.dtype(dtype)
     if not is_float(result):
         raise TypeError(f"dtype is {result}; it must be one of {', '.join(_FLOATS)}")
     return result

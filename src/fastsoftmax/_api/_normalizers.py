@@ -9,7 +9,6 @@ from fastsoftmax._api import _arguments, _rows
 from fastsoftmax._ops import OPS, Op
 
 Axis = int | tuple[int, ...] | None
-_ONE = np.ones(1)
 
 
 def _apply(
@@ -19,7 +18,7 @@ def _apply(
     temperature: ArrayLike,
     where: ArrayLike | None,
     out: NDArray[Any] | None,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
     keepdims: bool = False,
 ) -> Any:
     logits, result_dtype = _arguments.as_logits(x)
@@ -36,7 +35,7 @@ def _apply(
     else:
         reduced = logits.shape
         result_shape = shape
-    if type(temperature) is float and 0.0 < temperature:
+    if type(temperature) is float and temperature > 0.0:
         temperatures = np.array([temperature])
     else:
         temperatures = _arguments.as_temperature(
@@ -52,8 +51,10 @@ def _apply(
     # The kernels' view of the result: without axes of length 1 that `keepdims` put in. Adding or
     # dropping such axes never copies.
     target = result.reshape(reduced)
-    if mask is not None or axes != (logits.ndim - 1,) or not _rows.run_direct(
-        op, logits, temperatures, target
+    if (
+        mask is not None
+        or axes != (logits.ndim - 1,)
+        or not _rows.run_direct(op, logits, temperatures, target)
     ):
         _rows.run(op, logits, axes, temperatures, mask, target)
     return result[()] if out is None and result.ndim == 0 else result
@@ -66,7 +67,7 @@ def softmax(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
-    dtype: DTypeLike = None,
+    dtype: DTypeLike | None = None,
 ) -> Any:
     """Probabilities ``exp(x / temperature) / sum(exp(x / temperature))``.
 
@@ -137,7 +138,7 @@ def log_softmax(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
-    dtype: DTypeLike = None,
+    dtype: DTypeLike | None = None,
 ) -> Any:
     """Log-probabilities ``x / temperature - log(sum(exp(x / temperature)))``.
 
@@ -184,7 +185,7 @@ def logsumexp(
     where: ArrayLike | None = None,
     keepdims: bool = False,
     out: NDArray[Any] | None = None,
-    dtype: DTypeLike = None,
+    dtype: DTypeLike | None = None,
 ) -> Any:
     """``log(sum(exp(x / temperature)))``, in one read and without a row of memory.
 

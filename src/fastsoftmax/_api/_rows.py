@@ -1,5 +1,6 @@
 """From arrays of any layout to the batches of contiguous rows that a backend takes."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +12,8 @@ from fastsoftmax._ops import Op
 
 Array = NDArray[Any]
 
-# Entries that are copied at a time where a batch has to be copied: small enough for the second-level
-# cache and for a bound on memory, large enough to hide the cost of the calls.
+# Entries that are copied at a time where a batch has to be copied: few enough for the second-level
+# cache and for a bound on memory, enough to hide the cost of the calls.
 CHUNK = 32768
 
 
@@ -42,9 +43,8 @@ def run(
     """
     if out.size == 0:
         return
-    dtype = np.result_type(
-        np.float32, *(np.float64 for a in (x, out) if a.dtype.kind in "biu" or a.dtype.itemsize == 8)
-    )
+    wide = any(a.dtype.kind in "biu" or a.dtype.itemsize == 8 for a in (x, out))
+    dtype = np.dtype(np.float64 if wide else np.float32)
     outer = tuple(i for i in range(x.ndim) if i not in axes)
     x = _apart(x, out)
     temperature = _apart(temperature, out)
@@ -70,15 +70,18 @@ def run(
 
 
 def run_direct(op: Op, x: Array, temperature: Array, out: Array) -> bool:
-    """Hand the batch to the backend as it is, if every row lies there contiguous, in a type that the
-    kernels read, and nothing overlaps but `out` that is `x`. Returns whether that was so.
+    """Hand the batch to the backend as it is, if that can be; returns whether it could.
+
+    Every row has to lie there contiguous, in a type that the kernels read, and nothing may overlap
+    but `out` that is `x`.
 
     `x` is reduced over its last axis; the temperature is of shape (1,) or that of the rows.
     """
     xf, of = x.flags, out.flags
     if (
-        x.dtype is not out.dtype
+        x.dtype != out.dtype
         or x.dtype.char not in "fd"
+        or not x.dtype.isnative
         or not (xf.c_contiguous and xf.aligned and of.c_contiguous and of.aligned)
         or x.size == 0
     ):
@@ -116,7 +119,7 @@ def _chunks(shape: tuple[int, ...], outer: int) -> Iterator[tuple[Any, ...]]:
     if outer == 0:
         yield (...,)
         return
-    below = int(np.prod(shape[1:], dtype=np.int64))
+    below = math.prod(shape[1:])
     step = max(1, CHUNK // max(below, 1))
     for start in range(0, shape[0], step):
         here = slice(start, min(start + step, shape[0]))
@@ -136,7 +139,8 @@ def _run_chunk(
     where: Array | None,
     out: Array,
 ) -> None:
-    cols = int(np.prod(x.shape[outer:], dtype=np.int64))
+    cols = math.prod(x.shape[outer:])
+    height = math.prod(x.shape[:outer])
     # Where `out` can hold the rows it is the scratch memory too.
     usable = not op.reduces and out.dtype is dtype and out.flags.c_contiguous and out.flags.aligned
     rows = out if usable else np.empty(x.shape, dtype)
@@ -146,8 +150,8 @@ def _run_chunk(
         masked = None if where is None else ~where
         if masked is not None:
             np.copyto(rows, -np.inf, where=masked)
-        batch = rows.reshape(-1, cols)
-        result = np.empty(len(batch), dtype) if op.reduces else batch
+        batch = rows.reshape(height, cols)
+        result = np.empty(height, dtype) if op.reduces else batch
         t = np.ascontiguousarray(temperature, dtype=np.float64).reshape(-1)
         _backends.current().run(op.name, batch, t, result)
         if op.reduces:

@@ -21,8 +21,8 @@ _REMEDIES = {
 _ARCH = {"x86_64": "x86", "AMD64": "x86", "arm64": "arm", "aarch64": "arm"}.get(
     platform.machine(), "other"
 )
-# The caps of each architecture, from the best down.
-_CAPS = {"x86": ("avx512", "avx2", "scalar"), "arm": ("neon", "scalar"), "other": ("scalar",)}[_ARCH]
+# The caps of this architecture, from the best down.
+_CAPS = {"x86": ("avx512", "avx2", "scalar"), "arm": ("neon", "scalar")}.get(_ARCH, ("scalar",))
 
 
 def _load_c() -> Backend:
@@ -222,7 +222,8 @@ def config() -> dict[str, str]:
     """What `show_config` prints."""
     from fastsoftmax import __version__
 
-    reasons = {n: "loaded" for n in _loaded} | {n: f"not available: {_reason(n)}" for n in _failed}
+    reasons = dict.fromkeys(_loaded, "loaded")
+    reasons |= {name: f"not available: {_reason(name)}" for name in _failed}
     return {
         "fastsoftmax": __version__,
         "backend": backend(),

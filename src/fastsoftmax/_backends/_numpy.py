@@ -1,19 +1,25 @@
-"""The reference: the plainest correct code, in float64, and the oracle of all other backends."""
+"""The reference: the plainest correct code, and the oracle of all other backends.
+
+float32 is computed in float64, and float64 in NumPy's longdouble, which is wider on most platforms.
+"""
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
+Result = Any  # a row, or a number
 
 
-def _ready(x: NDArray[np.floating], temperature: float) -> tuple[float, Array]:
+def _ready(x: NDArray[np.floating], temperature: float) -> tuple[Any, Array]:
     """A row's maximum, and its differences from it over the temperature.
 
     A temperature so small that its reciprocal overflows is taken as 0. Logits are quartered, which
     is exact, where the difference of two of them could overflow.
     """
-    row = x.astype(np.float64)
-    top = row.max()
+    row: Array = x.astype(np.float64 if x.dtype == np.float32 else np.longdouble)
+    top: Any = row.max()
     if np.isinf(temperature):
         z = np.where(row > -np.inf, 0.0, -np.inf)
     elif temperature * float(np.finfo(x.dtype).max) < np.log2(np.e):
@@ -22,14 +28,14 @@ def _ready(x: NDArray[np.floating], temperature: float) -> tuple[float, Array]:
         z = (row - top) / temperature
         if top > 1e300:
             z = (row / 4 - top / 4) / (temperature / 4)
-    return float(top), z
+    return top, z
 
 
-def _log_sum(z: Array) -> float:
+def _log_sum(z: Array) -> Any:
     """log(sum(exp(z))) for max(z) = 0; one maximum is kept out of the sum (log1p)."""
     e = np.exp(z)
     e[np.argmax(z)] = 0.0
-    return float(np.log1p(e.sum()))
+    return np.log1p(e.sum())
 
 
 def _special(x: NDArray[np.floating]) -> bool:
@@ -37,7 +43,7 @@ def _special(x: NDArray[np.floating]) -> bool:
     return not bool(np.isfinite(x.max(initial=-np.inf)))
 
 
-def softmax(x: NDArray[np.floating], temperature: float) -> Array | float:
+def softmax(x: NDArray[np.floating], temperature: float) -> Result:
     if _special(x):
         return np.nan
     _, z = _ready(x, temperature)
@@ -45,14 +51,14 @@ def softmax(x: NDArray[np.floating], temperature: float) -> Array | float:
     return e / e.sum()
 
 
-def log_softmax(x: NDArray[np.floating], temperature: float) -> Array | float:
+def log_softmax(x: NDArray[np.floating], temperature: float) -> Result:
     if _special(x):
         return np.nan
     _, z = _ready(x, temperature)
     return z - _log_sum(z)
 
 
-def logsumexp(x: NDArray[np.floating], temperature: float) -> float:
+def logsumexp(x: NDArray[np.floating], temperature: float) -> Result:
     if _special(x):
         return float(x.max(initial=-np.inf))
     top, z = _ready(x, temperature)

@@ -114,12 +114,22 @@ def _prefetch_group(typingctx, array, index):
     return types.void(array, types.intp), codegen
 
 
+def _two_sum(builder, a, b):
+    """The sum of two numbers, and what its rounding lost (Knuth)."""
+    total = builder.fadd(a, b)
+    back = builder.fsub(total, a)
+    lost_a = builder.fsub(a, builder.fsub(total, back))
+    return total, builder.fadd(lost_a, builder.fsub(b, back))
+
+
 @intrinsic
 def _sum_group(typingctx, array):
-    """The sum of GROUP entries, added as a tree: LANES sums of eight, and those in float64.
+    """The sum of GROUP entries, and what its rounding lost, in float64.
 
-    A tree is exact where the entries are equal. A loop would be added from left to right, or in an
-    order of LLVM's choice.
+    A loop would be added from left to right, or in an order of LLVM's choice. This is a tree, which
+    is exact where entries are equal. Where one of them outweighs the rest each of its roundings is
+    felt in full, so only the first additions are plain: one in float32, after which float64 loses
+    nothing worth keeping, or two in float64.
     """
 
     def codegen(context, builder, signature, args):
@@ -127,32 +137,43 @@ def _sum_group(typingctx, array):
         number = source.data.type.pointee
         lanes = ir.VectorType(number, LANES)
         integer = ir.IntType(32)
+
+        def half(vector, first, width):
+            mask = ir.Constant(ir.VectorType(integer, width), [first + i for i in range(width)])
+            return builder.shuffle_vector(vector, vector, mask)
+
         parts = []
         for i in range(0, GROUP, LANES):
             address = builder.gep(source.data, [ir.Constant(integer, i)])
             address = builder.bitcast(address, lanes.as_pointer())
             parts.append(builder.load(address, align=context.get_abi_sizeof(number)))
-        while len(parts) > 1:
-            half = len(parts) // 2
-            parts = [builder.fadd(a, b) for a, b in zip(parts[:half], parts[half:], strict=True)]
-        (total,) = parts
-        if number == ir.FloatType():
-            total = builder.fpext(total, ir.VectorType(ir.DoubleType(), LANES))
+        single = number == ir.FloatType()
+        for _ in range(1 if single else 2):
+            parts = [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        if single:
+            parts = [builder.fpext(a, ir.VectorType(ir.DoubleType(), LANES)) for a in parts]
+        errors = [ir.Constant(parts[0].type, None)] * len(parts)
         width = LANES
-        while width > 1:
-            width //= 2
-            halves = [
-                builder.shuffle_vector(
-                    total,
-                    total,
-                    ir.Constant(ir.VectorType(integer, width), [first + i for i in range(width)]),
-                )
-                for first in (0, width)
-            ]
-            total = builder.fadd(*halves)
-        return builder.extract_element(total, ir.Constant(integer, 0))
+        while len(parts) > 1 or width > 1:
+            if len(parts) == 1:
+                width //= 2
+                parts = [half(parts[0], first, width) for first in (0, width)]
+                errors = [half(errors[0], first, width) for first in (0, width)]
+            sums = []
+            for a, b in zip(parts[::2], parts[1::2], strict=True):
+                sums.append((builder.fadd(a, b), None) if single else _two_sum(builder, a, b))
+            if not single:
+                errors = [
+                    builder.fadd(a, b) for a, b in zip(errors[::2], errors[1::2], strict=True)
+                ]
+                errors = [builder.fadd(a, e) for a, (_, e) in zip(errors, sums, strict=True)]
+            parts = [total for total, _ in sums]
+        result = [
+            builder.extract_element(v, ir.Constant(integer, 0)) for v in (parts[0], errors[0])
+        ]
+        return context.make_tuple(builder, signature.return_type, result)
 
-    return types.float64(array), codegen
+    return types.UniTuple(types.float64, 2)(array), codegen
 
 
 # --------------------------------------------------------------------------------------------------

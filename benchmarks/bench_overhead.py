@@ -1,0 +1,26 @@
+"""What a call costs beside its work: eight numbers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastsoftmax
+from benchmarks.contenders import BACKENDS
+from benchmarks.shapes import TEMPERATURE
+from fastsoftmax._ops import OPS
+
+
+@pytest.mark.parametrize("with_out", [True, False], ids=["out", "no out"])
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_small_call(name: str, op: str, with_out: bool, benchmark: Any) -> None:
+    reason = fastsoftmax.available_backends()[name]
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    function = getattr(fastsoftmax, op)
+    x = np.arange(8, dtype=np.float32)
+    given = {"out": np.empty((() if OPS[op].reduces else 8), np.float32)} if with_out else {}
+    benchmark.group = f"{op} of 8 numbers"
+    with fastsoftmax.use_backend(name):
+        benchmark(lambda: function(x, temperature=TEMPERATURE, **given))
