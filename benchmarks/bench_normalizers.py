@@ -1,4 +1,4 @@
-"""Every operation, backend and peer on every shape: a group of rows for each operation and shape."""
+"""Every operation, backend and peer on every shape: a group for each operation and shape."""
 
 from typing import Any
 

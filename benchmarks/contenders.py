@@ -104,7 +104,8 @@ def _numpy(op: str, x: Array, axis: int) -> Call:
         exponentials()
         np.exp(out, out=out)
         np.sum(out, axis=axis, keepdims=True, out=total)
-        return np.divide(out, total, out=out)
+        np.divide(out, total, out=out)
+        return out
 
     result = touched(x.shape, x.dtype)
 
@@ -112,9 +113,10 @@ def _numpy(op: str, x: Array, axis: int) -> Call:
         exponentials()
         np.exp(out, out=result)
         np.sum(result, axis=axis, keepdims=True, out=total)
-        return np.subtract(out, np.log(total, out=total), out=result)
+        np.subtract(out, np.log(total, out=total), out=result)
+        return result
 
-    def logsumexp() -> Array:
+    def logsumexp() -> Any:
         exponentials()
         np.exp(out, out=out)
         np.sum(out, axis=axis, keepdims=True, out=total)
@@ -182,11 +184,12 @@ def _onnx_session(op: str, x: Array, axis: int) -> Any:
         raise MissingError("not installed") from None
     if x.dtype not in (np.float32, np.float64):
         raise MissingError("no such kernel")
-    node, attributes = {
+    nodes: dict[str, tuple[str, dict[str, Any]]] = {
         "softmax": ("Softmax", {"axis": axis}),
         "log_softmax": ("LogSoftmax", {"axis": axis}),
         "logsumexp": ("ReduceLogSumExp", {"axes": [axis], "keepdims": 0}),
-    }[op]
+    }
+    node, attributes = nodes[op]
     helper, element = onnx.helper, onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
     graph = helper.make_graph(
         [helper.make_node(node, ["x"], ["y"], **attributes)],

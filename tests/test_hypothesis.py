@@ -183,7 +183,7 @@ def test_relations(backend: str, data: st.DataObject) -> None:
         fastsoftmax.softmax(x / t), p, rtol=1e-13 + widest * 1e-15, atol=5e-324
     )
     lse = fastsoftmax.logsumexp(x, temperature=t)
-    assert lse >= x.max() / t * (1 - 1e-15) - 1e-300 or x.max() < 0
+    assert lse >= x.max() / t - 1e-12 * abs(lse)
     np.testing.assert_allclose(
         fastsoftmax.log_softmax(x, temperature=t),
         x / t - lse,

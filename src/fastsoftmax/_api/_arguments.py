@@ -78,6 +78,8 @@ def as_temperature(
             raise ValueError(f"temperature is {lowest}; it must be >= 0 and not NaN")
         if lowest == 0.0 and not allow_zero:
             raise ValueError("temperature is 0.0; logsumexp has no limit there, it must be > 0")
+        if lowest == 0.0:
+            array = np.abs(array)  # -0.0 is 0
     if array.ndim == 0:
         return array.astype(np.float64).reshape(1)
     kept = tuple(1 if i in axes else n for i, n in enumerate(shape))

@@ -114,64 +114,61 @@ def _prefetch_group(typingctx, array, index):
     return types.void(array, types.intp), codegen
 
 
-def _two_sum(builder, a, b):
-    """The sum of two numbers, and what its rounding lost (Knuth)."""
-    total = builder.fadd(a, b)
-    back = builder.fsub(total, a)
-    lost_a = builder.fsub(a, builder.fsub(total, back))
-    return total, builder.fadd(lost_a, builder.fsub(b, back))
-
-
 @intrinsic
 def _sum_group(typingctx, array):
-    """The sum of GROUP entries, and what its rounding lost, in float64.
+    """The sum of GROUP entries in float64, and what its rounding lost.
 
     A loop would be added from left to right, or in an order of LLVM's choice. This is a tree, which
-    is exact where entries are equal. Where one of them outweighs the rest each of its roundings is
-    felt in full, so only the first additions are plain: one in float32, after which float64 loses
-    nothing worth keeping, or two in float64.
+    is exact where entries are equal. Where one entry outweighs the rest each rounding is felt in
+    full, so few are let go: one in float32, after which float64 loses nothing worth keeping, or two
+    in float64, after which errors are kept beside their sums (Knuth's two-sum).
     """
 
     def codegen(context, builder, signature, args):
         source = context.make_array(signature.args[0])(context, builder, args[0])
         number = source.data.type.pointee
-        lanes = ir.VectorType(number, LANES)
         integer = ir.IntType(32)
+        single = number == ir.FloatType()
 
-        def half(vector, first, width):
-            mask = ir.Constant(ir.VectorType(integer, width), [first + i for i in range(width)])
-            return builder.shuffle_vector(vector, vector, mask)
+        def add(a, b):
+            (a, lost_before_a), (b, lost_before_b) = a, b
+            total = builder.fadd(a, b)
+            back = builder.fsub(total, a)
+            lost_a = builder.fsub(a, builder.fsub(total, back))
+            lost = builder.fadd(lost_a, builder.fsub(b, back))
+            lost_before = builder.fadd(lost_before_a, lost_before_b)
+            return total, builder.fadd(lost_before, lost)
+
+        def in_pairs(function, parts):
+            return [function(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+
+        def take(vectors, first, width):
+            mask = ir.Constant(ir.VectorType(integer, width), list(range(first, first + width)))
+            return [builder.shuffle_vector(vector, vector, mask) for vector in vectors]
 
         parts = []
         for i in range(0, GROUP, LANES):
             address = builder.gep(source.data, [ir.Constant(integer, i)])
-            address = builder.bitcast(address, lanes.as_pointer())
+            address = builder.bitcast(address, ir.VectorType(number, LANES).as_pointer())
             parts.append(builder.load(address, align=context.get_abi_sizeof(number)))
-        single = number == ir.FloatType()
-        for _ in range(1 if single else 2):
-            parts = [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        parts = in_pairs(builder.fadd, parts)
+        wide = ir.VectorType(ir.DoubleType(), LANES)
         if single:
-            parts = [builder.fpext(a, ir.VectorType(ir.DoubleType(), LANES)) for a in parts]
-        errors = [ir.Constant(parts[0].type, None)] * len(parts)
+            parts = [builder.fpext(part, wide) for part in parts]
+        else:
+            parts = in_pairs(builder.fadd, parts)
+        parts = [(part, ir.Constant(wide, None)) for part in parts]
+        while len(parts) > 1:
+            parts = in_pairs(add, parts)
+        (total,) = parts
         width = LANES
-        while len(parts) > 1 or width > 1:
-            if len(parts) == 1:
-                width //= 2
-                parts = [half(parts[0], first, width) for first in (0, width)]
-                errors = [half(errors[0], first, width) for first in (0, width)]
-            sums = []
-            for a, b in zip(parts[::2], parts[1::2], strict=True):
-                sums.append((builder.fadd(a, b), None) if single else _two_sum(builder, a, b))
-            if not single:
-                errors = [
-                    builder.fadd(a, b) for a, b in zip(errors[::2], errors[1::2], strict=True)
-                ]
-                errors = [builder.fadd(a, e) for a, (_, e) in zip(errors, sums, strict=True)]
-            parts = [total for total, _ in sums]
-        result = [
-            builder.extract_element(v, ir.Constant(integer, 0)) for v in (parts[0], errors[0])
-        ]
-        return context.make_tuple(builder, signature.return_type, result)
+        while width > 1:
+            width //= 2
+            total = add(take(total, 0, width), take(total, width, width))
+        total, lost = (builder.extract_element(v, ir.Constant(integer, 0)) for v in total)
+        if single:
+            lost = ir.Constant(ir.DoubleType(), 0.0)
+        return context.make_tuple(builder, signature.return_type, (total, lost))
 
     return types.UniTuple(types.float64, 2)(array), codegen
 
@@ -292,7 +289,7 @@ def _read_temperature(temperature, x):
     kind = FINITE
     if temperature >= infinite:
         kind = INFINITE
-    elif not LOG2_E_HI / temperature <= largest:
+    elif not LOG2_E_HI / abs(temperature) <= largest:  # -0.0 is a zero too
         kind = ZERO
     # At a limit only the special rows are looked for, which any temperature finds.
     taken = temperature if kind == FINITE else 1.0
@@ -411,10 +408,11 @@ def _sum(terms):
 
 @_jit
 def _add(total, error, term):
-    """Add to a sum that has its rounding error beside it (Knuth's two-sum)."""
+    """Add two sums that have their rounding error beside them (Knuth's two-sum)."""
+    term, term_error = term
     new = total + term
     back = new - total
-    return new, error + ((total - (new - back)) + (term - back))
+    return new, (error + term_error) + ((total - (new - back)) + (term - back))
 
 
 @_jit
@@ -423,15 +421,16 @@ def _unbias(a):
 
 
 @_jit
-def _multiply(a, factor):
+def _multiply(a, hi, lo):
+    """``a *= hi + lo``"""
     for i in range(a.size):
-        a[i] *= factor
+        a[i] = _fma(a[i], hi, a[i] * lo)
 
 
 @_jit
-def _multiply_into(a, factor, out):
+def _multiply_into(a, hi, lo, out):
     for i in range(out.size):
-        out[i] = a[i] * factor
+        out[i] = _fma(a[i], hi, a[i] * lo)
 
 
 @_jit
@@ -489,7 +488,7 @@ def _reduce_row(row, kept, copied, scale, wide_scale, scratch, weights, sums):
         weights[0] = 1.0
         return top, 0, sums[0]
     _exponentials(weights, top, wide_scale, weights)
-    _multiply(weights, UNBIAS_F64)
+    _multiply(weights, UNBIAS_F64, 0.0)
     return top, best, _weighted_sum(weights, sums)
 
 
@@ -503,7 +502,7 @@ def _spare(scratch, size):
 def _weighted_sum(weights, sums):
     total = error = 0.0
     for b in range(sums.size):
-        total, error = _add(total, error, weights[b] * sums[b])
+        total, error = _add(total, error, (weights[b] * sums[b], 0.0))
     return total + error
 
 
@@ -556,31 +555,25 @@ def _finish_block(out, weight, scratch):
     number = out.dtype.type
     unbias = _unbias(out)
     # 2**-bias times a weight of this or more is normal.
-    least = 2.0**-62 if out.itemsize == 4 else 2.0**-510
-    factor = number(weight * unbias if weight >= least else weight)
+    small = weight < (2.0**-62 if out.itemsize == 4 else 2.0**-510)
+    factor = weight if small else weight * unbias
+    hi = number(factor)
+    lo = number(factor - hi)
     if out.size == BLOCK:
-        _multiply(out, factor)
+        _multiply(out, hi, lo)
     else:
-        _multiply_into(_spare(scratch, out.size), factor, out)
-    if weight < least:
-        _multiply(out, number(unbias))
+        _multiply_into(_spare(scratch, out.size), hi, lo, out)
+    if small:
+        _multiply(out, number(unbias), number(0))
 
 
 @_jit
 def _log_probabilities(block, top, total, shrink, temperature, out):
-    """``(block - top)/temperature - total`` for the logarithm `total` of a sum."""
-    number = out.dtype.type
-    temperature *= shrink
-    inverse = 1.0 / temperature
-    lost = _fma(-inverse, temperature, 1.0) / temperature
-    hi = number(inverse)
-    lo = number((inverse - hi) + lost)
-    factor, minus_top, minus_total = number(shrink), number(-top * shrink), number(-total)
+    """``(block - top)/temperature - total``, for the logarithm `total` of a sum, in float64."""
+    inverse = 1.0 / (temperature * shrink)
     for i in range(out.size):
-        t = _fma(block[i], factor, minus_top)
-        y = t * hi
-        # -inf times the low part may be NaN or +inf
-        out[i] = y if y == -np.inf else _fma(t, hi, _fma(t, lo, minus_total))
+        t = _fma(np.float64(block[i]), shrink, -top * shrink)
+        out[i] = _fma(t, inverse, -total)
 
 
 # --------------------------------------------------------------------------------------------------
