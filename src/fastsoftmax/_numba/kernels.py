@@ -353,7 +353,8 @@ def _maximum_f32(block):
     bits = block.view(np.int32)
     top = LEAST_F32
     for i in range(bits.size):
-        top = max(top, bits[i] ^ ((bits[i] >> SIGN_F32) & MAGNITUDE_F32))
+        # Numba widens integers to 64 bits in every operation; LLVM narrows them again.
+        top = max(top, np.int32(bits[i] ^ ((bits[i] >> SIGN_F32) & MAGNITUDE_F32)))
     return np.int32(top ^ ((top >> SIGN_F32) & MAGNITUDE_F32)).view(np.float32)
 
 

@@ -1,0 +1,40 @@
+"""The table of operations, the C header, the cdef, the C table and every backend name the same."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from fastsoftmax._backends import _numpy
+from fastsoftmax._ops import OPS
+
+CSRC = Path(__file__).parents[1] / "csrc"
+DECLARED = re.compile(r"fastsoftmax_status\s+fastsoftmax_(\w+)\(const fastsoftmax_batch")
+
+
+def test_the_c_table() -> None:
+    rows = re.findall(r"^FSM_OP\((\w+), ([01])\)", (CSRC / "src/ops.def").read_text(), re.M)
+    assert rows == [(op.name, str(int(op.zero_temperature))) for op in OPS.values()]
+
+
+@pytest.mark.parametrize("file", ["include/fastsoftmax.h", "python/_c.cdef.txt"])
+def test_the_c_declarations(file: str) -> None:
+    assert DECLARED.findall((CSRC / file).read_text()) == list(OPS)
+
+
+def test_the_reference() -> None:
+    assert list(_numpy._KERNELS) == list(OPS)
+
+
+@pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
+def test_the_numba_kernels() -> None:
+    from fastsoftmax._numba import kernels
+
+    assert [name for name in OPS if not hasattr(kernels, name)] == []
+
+
+def test_every_operation_is_public() -> None:
+    import fastsoftmax
+
+    assert set(OPS) <= set(fastsoftmax.__all__)
