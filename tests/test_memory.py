@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -43,7 +42,6 @@ def logits(rows: int = ROWS, length: int = LENGTH, dtype: str = "f4") -> np.ndar
 
 def peak(call: Callable[[], object]) -> int:
     """Bytes allocated at the worst moment of a call, its result included."""
-    gc.collect()
     tracemalloc.start()
     try:
         tracemalloc.clear_traces()

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,7 @@ def _check(result: Any, package: Path) -> None:
 
 
 @pytest.fixture
-def read_only(tmp_path: Path) -> Path:
+def read_only(tmp_path: Path) -> Iterator[Path]:
     """A copy of the package that nothing can be written to, by root neither."""
     package = tmp_path / "site" / "fastsoftmax"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))

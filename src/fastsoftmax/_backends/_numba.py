@@ -21,8 +21,9 @@ class _Unlocked:
     """Memory of an array that may not be written, offered as if it could be."""
 
     def __init__(self, a: NDArray[Any]) -> None:
-        address, _ = a.__array_interface__["data"]
-        self.__array_interface__ = a.__array_interface__ | {"data": (address, False)}
+        interface = a.__array_interface__
+        address, _ = interface["data"]
+        self.__array_interface__ = interface | {"data": (address, False)}
         self.owner = a
 
 

@@ -212,7 +212,7 @@ def _exp2(t, hi, lo):
     """``2**(t*(hi + lo))`` for t <= 0, times 2**64 (float32) or 2**512 (float64).
 
     Exactly that factor at t = 0; 0 at -inf; NaN where t is NaN or +inf. The product ``t*hi`` is
-    kept whole by the fma: the error, 0.9 ULP at most, does not grow with the exponent.
+    kept whole by the fma: the error, 1 ULP at most, does not grow with the exponent.
     """
     raise NotImplementedError
 
