@@ -1,37 +1,88 @@
 """What a backend is."""
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 import numpy as np
-from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows of logits, checked: what every operation reads.
+
+    Attributes
+    ----------
+    x : ndarray of float16, bfloat16, float32 or float64
+        The logits: `row_axes` axes that number the rows, in C order, then the axes of a row, also
+        in C order. Native and aligned; any strides, zero and negative ones too. Never written.
+    row_axes : int
+        How many of x's axes are row axes; at least one axis is left for the row.
+    temperature : ndarray of float64
+        Of the shape of the row axes, any strides. Not negative, not NaN.
+    where : ndarray of bool, optional
+        Of x's shape, any strides. Entries where it is False are masked: what they hold is never
+        looked at.
+    """
+
+    x: Array
+    row_axes: int
+    temperature: NDArray[np.float64]
+    where: NDArray[np.bool_] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return int(np.prod(self.x.shape[: self.row_axes], dtype=np.int64))
+
+    @property
+    def cols(self) -> int:
+        """How many entries a row has."""
+        return int(np.prod(self.x.shape[self.row_axes :], dtype=np.int64))
+
+
+class SplitRow(Protocol):
+    """One row of a batch that several threads work on: `reduce` over all blocks, then `merge`, then
+    `write` over all blocks. Ranges of blocks may be treated at the same time."""
+
+    blocks: int
+
+    def reduce(self, begin: int, end: int) -> None: ...
+    def merge(self) -> None: ...
+    def write(self, begin: int, end: int) -> None: ...
 
 
 class Backend(Protocol):
-    """One implementation of every operation of `fastsoftmax._ops.OPS`."""
+    """One implementation of every operation of `fastsoftmax._ops.OPS`.
+
+    Nothing is checked here. Every method may be called by many threads at once, and releases the
+    GIL while it computes where it can.
+    """
 
     name: str
 
-    def run(
-        self,
-        op: str,
-        x: NDArray[np.floating],
-        temperature: NDArray[np.float64],
-        out: NDArray[np.floating],
-    ) -> None:
-        """Apply an operation to the rows of a batch. Nothing is checked.
+    def run(self, op: str, batch: Batch, out: Array, begin: int, end: int) -> None:
+        """Apply an operation to the rows [begin, end) of a batch.
 
         Parameters
         ----------
         op : str
             A name of `OPS`.
-        x : ndarray of float32 or float64, shape (rows, cols)
-            Native and aligned, the entries of a row adjacent, any row stride. Never written unless
-            it is `out`.
-        temperature : ndarray of float64, shape (1,) or (rows,)
-            Contiguous, not negative, not NaN.
-        out : ndarray of x's dtype, shape (rows, cols), or (rows,) where the operation reduces
-            As `x`. It may be the very memory of `x`; otherwise the two do not overlap.
+        batch : Batch
+        out : ndarray of one of the four float dtypes, native and aligned, any strides
+            Of x's shape, or of that of the row axes where the operation reduces. It may be the very
+            memory of `x` (same dtype and strides); otherwise it overlaps nothing. The arithmetic is
+            float64 where x or out is, else float32 with sums in float64.
+        begin, end : int
+            The range of rows, numbered in C order.
         """
+        ...
+
+    def split(self, op: str, batch: Batch, out: Array, row: int) -> SplitRow:
+        """The row `row`, made ready for several threads; the bits are those of `run`."""
         ...
 
     def warmup(self) -> None:
