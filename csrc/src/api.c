@@ -1,4 +1,4 @@
-/* The public functions: check, then call the kernel of the batch's instruction set and type. */
+/* The public functions: check, then call the kernels of the batch's instruction set and type. */
 #include "internal.h"
 
 #define FSM_STR_(x) #x
@@ -23,37 +23,135 @@ static const fsm_kernel_table *find_table(fastsoftmax_isa isa)
     }
 }
 
-static fastsoftmax_status check(const fastsoftmax_batch *batch, int64_t begin, int64_t end,
-                                int zero_temperature)
+static int known(fastsoftmax_dtype dtype)
 {
-    if (batch->dtype != FASTSOFTMAX_F32 && batch->dtype != FASTSOFTMAX_F64)
+    return dtype == FASTSOFTMAX_F32 || dtype == FASTSOFTMAX_F64 || dtype == FASTSOFTMAX_F16 ||
+           dtype == FASTSOFTMAX_BF16;
+}
+
+static fastsoftmax_status check(const fastsoftmax_batch *batch, const fsm_kernels **kernels)
+{
+    const fsm_kernel_table *table = find_table(batch->isa);
+    if (!table)
+        return FASTSOFTMAX_BAD_ISA;
+    if (!known(batch->x_dtype) || !known(batch->out_dtype))
         return FASTSOFTMAX_BAD_DTYPE;
-    if (batch->rows < 0 || batch->cols < 0 || begin < 0 || end < begin || end > batch->rows)
+    if (batch->row_axes < 0 || batch->col_axes < 0)
         return FASTSOFTMAX_BAD_SHAPE;
-    const int64_t last = batch->temperature_stride == 0 && begin < end ? begin + 1 : end;
-    for (int64_t r = begin; r < last; ++r) {
-        const double t = batch->temperature[r * batch->temperature_stride];
-        if (!(t > 0.0 || (t == 0.0 && zero_temperature)))
+    for (int32_t i = 0; i < batch->row_axes + batch->col_axes; ++i)
+        if (batch->axes[i].size < 0)
+            return FASTSOFTMAX_BAD_SHAPE;
+    *kernels = &table->type[batch->x_dtype == FASTSOFTMAX_F64 || batch->out_dtype == FASTSOFTMAX_F64];
+    return FASTSOFTMAX_OK;
+}
+
+static fastsoftmax_status check_rows(const fastsoftmax_batch *batch, fastsoftmax_op op,
+                                     int64_t begin, int64_t end)
+{
+    if (begin < 0 || end < begin || end > fsm_rows(batch))
+        return FASTSOFTMAX_BAD_SHAPE;
+    if (begin == end)
+        return FASTSOFTMAX_OK;
+    if (!batch->temperature || !batch->out || (!batch->x && fsm_cols(batch)))
+        return FASTSOFTMAX_BAD_POINTER;
+    int one = 1; /* temperature for all rows */
+    for (int32_t i = 0; i < batch->row_axes; ++i)
+        one &= batch->axes[i].temperature == 0 || batch->axes[i].size == 1;
+    for (int64_t r = begin; r < (one ? begin + 1 : end); ++r) {
+        const double t =
+            batch->temperature[fsm_locate(batch->axes, batch->row_axes, r).temperature];
+        if (!(t > 0.0 || (t == 0.0 && op != FASTSOFTMAX_OP_LOGSUMEXP)))
             return FASTSOFTMAX_BAD_TEMPERATURE;
     }
     return FASTSOFTMAX_OK;
 }
 
-#define FSM_OP(name, zero)                                                                        \
-    fastsoftmax_status fastsoftmax_##name(const fastsoftmax_batch *batch, int64_t row_begin,      \
-                                          int64_t row_end)                                        \
-    {                                                                                             \
-        const fsm_kernel_table *table = find_table(batch->isa);                                   \
-        if (!table)                                                                               \
-            return FASTSOFTMAX_BAD_ISA;                                                           \
-        const fastsoftmax_status status =                                                         \
-            check(batch, row_begin, row_end, zero);                                               \
-        if (status == FASTSOFTMAX_OK)                                                             \
-            table->name[batch->dtype](batch, row_begin, row_end);                                 \
-        return status;                                                                            \
-    }
-#include "ops.def"
-#undef FSM_OP
+static fastsoftmax_status run(const fastsoftmax_batch *batch, fastsoftmax_op op, int64_t begin,
+                              int64_t end, void *scratch)
+{
+    const fsm_kernels *kernels;
+    fastsoftmax_status status = check(batch, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        status = check_rows(batch, op, begin, end);
+    if (status == FASTSOFTMAX_OK && begin < end)
+        kernels->rows(batch, op, begin, end, scratch);
+    return status;
+}
+
+fastsoftmax_status fastsoftmax_softmax(const fastsoftmax_batch *batch, int64_t row_begin,
+                                       int64_t row_end, void *scratch)
+{
+    return run(batch, FASTSOFTMAX_OP_SOFTMAX, row_begin, row_end, scratch);
+}
+
+fastsoftmax_status fastsoftmax_log_softmax(const fastsoftmax_batch *batch, int64_t row_begin,
+                                           int64_t row_end, void *scratch)
+{
+    return run(batch, FASTSOFTMAX_OP_LOG_SOFTMAX, row_begin, row_end, scratch);
+}
+
+fastsoftmax_status fastsoftmax_logsumexp(const fastsoftmax_batch *batch, int64_t row_begin,
+                                         int64_t row_end, void *scratch)
+{
+    return run(batch, FASTSOFTMAX_OP_LOGSUMEXP, row_begin, row_end, scratch);
+}
+
+size_t fastsoftmax_scratch_size(const fastsoftmax_batch *batch)
+{
+    const fsm_kernels *kernels;
+    return check(batch, &kernels) == FASTSOFTMAX_OK ? kernels->scratch_size(fsm_cols(batch)) : 0;
+}
+
+int64_t fastsoftmax_block_count(const fastsoftmax_batch *batch)
+{
+    return (fsm_cols(batch) + BLOCK - 1) / BLOCK;
+}
+
+static fastsoftmax_status check_blocks(const fastsoftmax_batch *batch, fastsoftmax_op op,
+                                       int64_t row, int64_t begin, int64_t end,
+                                       const fsm_kernels **kernels)
+{
+    const fastsoftmax_status status = check(batch, kernels);
+    if (status != FASTSOFTMAX_OK)
+        return status;
+    if (begin < 0 || end < begin || end > fastsoftmax_block_count(batch) || row < 0)
+        return FASTSOFTMAX_BAD_SHAPE;
+    return check_rows(batch, op, row, row + 1);
+}
+
+fastsoftmax_status fastsoftmax_reduce_blocks(const fastsoftmax_batch *batch, fastsoftmax_op op,
+                                             int64_t row, int64_t block_begin, int64_t block_end,
+                                             void *shared, void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status =
+        check_blocks(batch, op, row, block_begin, block_end, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        kernels->reduce_blocks(batch, op, row, block_begin, block_end, shared, scratch);
+    return status;
+}
+
+fastsoftmax_status fastsoftmax_merge_blocks(const fastsoftmax_batch *batch, fastsoftmax_op op,
+                                            int64_t row, void *shared, void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status = check_blocks(batch, op, row, 0, 0, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        kernels->merge_blocks(batch, op, row, shared, scratch);
+    return status;
+}
+
+fastsoftmax_status fastsoftmax_write_blocks(const fastsoftmax_batch *batch, fastsoftmax_op op,
+                                            int64_t row, int64_t block_begin, int64_t block_end,
+                                            void *shared, void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status =
+        check_blocks(batch, op, row, block_begin, block_end, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        kernels->write_blocks(batch, op, row, block_begin, block_end, shared, scratch);
+    return status;
+}
 
 const char *fastsoftmax_version(void)
 {

@@ -42,7 +42,8 @@ fastsoftmax_isa fastsoftmax_detect_isa(void)
     if (!has(leaf1[2], 27))
         return FASTSOFTMAX_ISA_SCALAR;
     const uint64_t saved = xgetbv0();
-    if ((saved & 0x6) != 0x6 || !has(leaf1[2], 12) /* FMA */ || !has(leaf7[1], 5) /* AVX2 */)
+    if ((saved & 0x6) != 0x6 || !has(leaf1[2], 12) /* FMA */ ||
+        !has(leaf1[2], 29) /* F16C */ || !has(leaf7[1], 5) /* AVX2 */)
         return FASTSOFTMAX_ISA_SCALAR;
 #if defined(__APPLE__)
     return FASTSOFTMAX_ISA_AVX2; /* Darwin has lost the mask registers in signal handlers */

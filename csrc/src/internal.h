@@ -42,14 +42,30 @@
 #define FSM_CAT_(a, b) a##b
 #define FSM_CAT(a, b) FSM_CAT_(a, b)
 
-/* A kernel treats the rows [begin, end) of a batch that has been checked. */
-typedef void fsm_kernel(const fastsoftmax_batch *batch, int64_t begin, int64_t end);
+/* How a row is cut; the same for every type and instruction set. */
+enum {
+    STEP = 16,          /* virtual lanes: entry i of a block belongs to lane i % STEP */
+    GROUP = 8 * STEP,   /* entries that are added as a tree in the row's own type */
+    BLOCK = 16 * GROUP, /* entries that share a maximum; 8 KB of float */
+    TILE = 64           /* rows that the column kernel treats at once, at most */
+};
 
-/* The kernels of one instruction set, by dtype. */
+/* The kernels of one instruction set and one arithmetic type. The batch has been checked. */
+typedef struct fsm_kernels {
+    void (*rows)(const fastsoftmax_batch *batch, fastsoftmax_op op, int64_t begin, int64_t end,
+                 void *scratch);
+    void (*reduce_blocks)(const fastsoftmax_batch *batch, fastsoftmax_op op, int64_t row,
+                          int64_t begin, int64_t end, void *shared, void *scratch);
+    void (*merge_blocks)(const fastsoftmax_batch *batch, fastsoftmax_op op, int64_t row,
+                         void *shared, void *scratch);
+    void (*write_blocks)(const fastsoftmax_batch *batch, fastsoftmax_op op, int64_t row,
+                         int64_t begin, int64_t end, void *shared, void *scratch);
+    size_t (*scratch_size)(int64_t cols);
+} fsm_kernels;
+
+/* The kernels of one instruction set, for float and double. */
 typedef struct fsm_kernel_table {
-#define FSM_OP(name, zero) fsm_kernel *name[2];
-#include "ops.def"
-#undef FSM_OP
+    fsm_kernels type[2];
 } fsm_kernel_table;
 
 extern const fsm_kernel_table fsm_table_scalar;
@@ -59,5 +75,100 @@ extern const fsm_kernel_table fsm_table_avx512;
 #elif defined(FSM_ARM64)
 extern const fsm_kernel_table fsm_table_neon;
 #endif
+
+/* Sizes of a batch. */
+FSM_INLINE int64_t fsm_count(const fastsoftmax_axis *axes, int count)
+{
+    int64_t n = 1;
+    for (int i = 0; i < count; ++i)
+        n *= axes[i].size;
+    return n;
+}
+FSM_INLINE int64_t fsm_rows(const fastsoftmax_batch *batch)
+{
+    return fsm_count(batch->axes, batch->row_axes);
+}
+FSM_INLINE int64_t fsm_cols(const fastsoftmax_batch *batch)
+{
+    return fsm_count(batch->axes + batch->row_axes, batch->col_axes);
+}
+
+FSM_INLINE size_t fsm_size_of(fastsoftmax_dtype dtype)
+{
+    return dtype == FASTSOFTMAX_F64 ? 8 : dtype == FASTSOFTMAX_F32 ? 4 : 2;
+}
+
+/* Where the entry number `index` of some axes lies, and how many more follow on the last axis. */
+typedef struct fsm_place {
+    int64_t x, out, where, temperature, run;
+} fsm_place;
+
+FSM_INLINE fsm_place fsm_locate(const fastsoftmax_axis *axes, int count, int64_t index)
+{
+    fsm_place place = {0, 0, 0, 0, 1};
+    for (int i = count - 1; i >= 0; --i) {
+        const fastsoftmax_axis *axis = &axes[i];
+        const int64_t at = i == 0 ? index : index % axis->size;
+        index = i == 0 ? 0 : index / axis->size;
+        place.x += at * axis->x;
+        place.out += at * axis->out;
+        place.where += at * axis->where;
+        place.temperature += at * axis->temperature;
+        if (i == count - 1)
+            place.run = axis->size - at;
+    }
+    return place;
+}
+
+/* Numbers of 16 bits, one at a time. */
+FSM_INLINE float fsm_float_of_bits(uint32_t bits)
+{
+    float a;
+    memcpy(&a, &bits, sizeof a);
+    return a;
+}
+FSM_INLINE uint32_t fsm_bits_of_float(float a)
+{
+    uint32_t bits;
+    memcpy(&bits, &a, sizeof bits);
+    return bits;
+}
+FSM_INLINE float fsm_float_of_bfloat(uint16_t h) { return fsm_float_of_bits((uint32_t)h << 16); }
+FSM_INLINE uint16_t fsm_bfloat_of_float(float a)
+{
+    const uint32_t bits = fsm_bits_of_float(a);
+    return a != a ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+FSM_INLINE float fsm_float_of_half(uint16_t h)
+{
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff) << 13;
+    if (rest >= 0x7c00u << 13) /* infinity and NaN */
+        return fsm_float_of_bits(sign | 0x7f800000u | rest);
+    /* 2^112 brings the exponent's bias from 15 to 127, of subnormal numbers too. */
+    return fsm_float_of_bits(sign | fsm_bits_of_float(fsm_float_of_bits(rest) * 0x1p112f));
+}
+FSM_INLINE uint16_t fsm_half_of_float(float a)
+{
+    const uint32_t bits = fsm_bits_of_float(a), sign = bits >> 16 & 0x8000;
+    const float size = fabsf(a);
+    if (a != a)
+        return (uint16_t)(sign | 0x7e00);
+    if (size >= 65520.0f)
+        return (uint16_t)(sign | 0x7c00);
+    if (size < 0x1p-14f) /* a half's spacing there is that of float from 2^-1 up */
+        return (uint16_t)(sign | (fsm_bits_of_float(size + 0.5f) - 0x3f000000u));
+    const uint32_t rounded = (bits & 0x7fffffffu) + 0xfff + (bits >> 13 & 1);
+    return (uint16_t)(sign | ((rounded - (112u << 23)) >> 13));
+}
+/* The float next to `a` with an odd last bit, unless `a` is a float: rounding that to a narrower type
+ * is then as rounding `a` (Boldo and Melquiond 2008). */
+FSM_INLINE float fsm_odd_float_of_double(double a)
+{
+    const float f = (float)a;
+    if ((double)f == a || f != f)
+        return f;
+    const uint32_t bits = fsm_bits_of_float(f);
+    return fsm_float_of_bits((fabs((double)f) > fabs(a) ? bits - 1 : bits) | 1);
+}
 
 #endif

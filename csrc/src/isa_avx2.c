@@ -1,9 +1,9 @@
-/* The kernels on AVX2 and FMA. */
+/* The kernels on AVX2, FMA and F16C. */
 #include "internal.h"
 
 #if defined(FSM_X86)
 #include <immintrin.h>
-FSM_TARGET_BEGIN("avx2,fma")
+FSM_TARGET_BEGIN("avx2,fma,f16c")
 #include "simd/vec_avx2.h"
 #define FSM_TABLE fsm_table_avx2
 #include "instantiate.inc"

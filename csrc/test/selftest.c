@@ -1,5 +1,7 @@
-/* Runs every instruction set of the library on the same rows and compares bits, and probabilities
- * with the C library's exp in long double. Exit code 0 means that all agreed. */
+/* Runs every instruction set of the library on the same rows, in rows, in columns, masked, in place
+ * and by blocks, and compares bits; probabilities are compared with the C library's exp in long
+ * double, and a hash of all bits with the one that every machine must come to. Exit code 0 means
+ * that all agreed. */
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -8,9 +10,11 @@
 
 #include "fastsoftmax.h"
 
-enum { MAX_COLS = 5003, ISAS = 4 };
+enum { ROWS = 21, MAX_COLS = 5003, ISAS = 4, OPS = 3, DTYPES = 4 };
 static const char *const names[ISAS] = {"scalar", "neon", "avx2", "avx512"};
+static const size_t sizes[DTYPES] = {4, 8, 2, 2};
 static int failures;
+static uint64_t hash = UINT64_C(0xcbf29ce484222325);
 
 static uint32_t state = 12345;
 static double uniform(void)
@@ -19,77 +23,202 @@ static double uniform(void)
     return (state >> 8) * (1.0 / 16777216.0);
 }
 
-typedef fastsoftmax_status operation(const fastsoftmax_batch *, int64_t, int64_t);
-static operation *const operations[3] = {fastsoftmax_softmax, fastsoftmax_log_softmax,
-                                         fastsoftmax_logsumexp};
+typedef fastsoftmax_status operation(const fastsoftmax_batch *, int64_t, int64_t, void *);
+static operation *const operations[OPS] = {fastsoftmax_softmax, fastsoftmax_log_softmax,
+                                           fastsoftmax_logsumexp};
 
-static void check_row(int cols, fastsoftmax_dtype dtype, double temperature)
+static void fail(const char *what, int isa, int op, int cols, int x_dtype, int out_dtype)
 {
-    static float xf[MAX_COLS];
-    static double x[MAX_COLS];
-    static unsigned char out[ISAS][3][MAX_COLS * 8];
-    const size_t size = dtype == FASTSOFTMAX_F32 ? 4 : 8;
-    for (int i = 0; i < cols; ++i) {
-        xf[i] = (float)(8.0 * (uniform() + uniform() + uniform() - 1.5));
-        x[i] = xf[i];
-    }
-    for (int isa = 0; isa < ISAS; ++isa) {
-        if (!fastsoftmax_has_isa((fastsoftmax_isa)isa))
-            continue;
-        for (int op = 0; op < 3; ++op) {
-            fastsoftmax_batch batch = {(fastsoftmax_isa)isa, dtype, 1, cols, NULL, cols,
-                                       &temperature, 0, NULL, cols};
-            batch.x = dtype == FASTSOFTMAX_F32 ? (const void *)xf : (const void *)x;
-            batch.out = out[isa][op];
-            const size_t bytes = op == 2 ? size : (size_t)cols * size;
-            if (operations[op](&batch, 0, 1) != FASTSOFTMAX_OK ||
-                memcmp(out[isa][op], out[0][op], bytes) != 0) {
-                printf("%s: operation %d differs from scalar at %d columns\n", names[isa], op, cols);
-                ++failures;
-            }
+    if (failures++ < 20)
+        printf("%s differs: %s, operation %d, %d columns, dtypes %d and %d\n", what, names[isa], op,
+               cols, x_dtype, out_dtype);
+}
+
+/* A multiple of 1/8 of moderate size is a number of every type. */
+static void put(void *p, int64_t i, int dtype, double value)
+{
+    const float f = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if (dtype == FASTSOFTMAX_F32)
+        ((float *)p)[i] = f;
+    else if (dtype == FASTSOFTMAX_F64)
+        ((double *)p)[i] = value;
+    else if (dtype == FASTSOFTMAX_BF16)
+        ((uint16_t *)p)[i] = (uint16_t)(bits >> 16);
+    else
+        ((uint16_t *)p)[i] = (uint16_t)((bits >> 16 & 0x8000) |
+                                        (value == 0 ? 0 : ((bits & 0x7fffffff) - (112u << 23)) >> 13));
+}
+
+static double logits[ROWS * MAX_COLS];
+static union {
+    double align;
+    unsigned char bytes[ROWS * MAX_COLS * 8];
+} x, x_columns, want, got;
+static uint8_t where[ROWS * MAX_COLS];
+
+static fastsoftmax_status call(int isa, int op, int x_dtype, int out_dtype, int cols, int columns,
+                               int masked, int split, const double *temperature, const void *in,
+                               void *out)
+{
+    const int64_t row = columns ? 1 : cols, col = columns ? ROWS : 1;
+    const int reduces = op == FASTSOFTMAX_OP_LOGSUMEXP;
+    const fastsoftmax_axis axes[2] = {{ROWS, row, reduces ? 1 : row, row, 1},
+                                      {cols, col, reduces ? 0 : col, col, 0}};
+    const fastsoftmax_batch batch = {(fastsoftmax_isa)isa,
+                                     (fastsoftmax_dtype)x_dtype,
+                                     (fastsoftmax_dtype)out_dtype,
+                                     1,
+                                     1,
+                                     axes,
+                                     in,
+                                     masked ? where : NULL,
+                                     temperature,
+                                     out};
+    const size_t size = fastsoftmax_scratch_size(&batch);
+    void *scratch = malloc(2 * size + 64);
+    void *aligned = (void *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    fastsoftmax_status status = FASTSOFTMAX_OK;
+    if (!split) {
+        status = operations[op](&batch, 0, ROWS, aligned);
+    } else {
+        char *own = (char *)aligned + (size + 63) / 64 * 64 - 64 * (size % 64 != 0);
+        const int64_t blocks = fastsoftmax_block_count(&batch), half = blocks / 2;
+        for (int64_t r = 0; r < ROWS && status == FASTSOFTMAX_OK; ++r) {
+            const fastsoftmax_op which = (fastsoftmax_op)op;
+            status = fastsoftmax_reduce_blocks(&batch, which, r, half, blocks, aligned, own);
+            fastsoftmax_reduce_blocks(&batch, which, r, 0, half, aligned, own);
+            fastsoftmax_merge_blocks(&batch, which, r, aligned, own);
+            fastsoftmax_write_blocks(&batch, which, r, half, blocks, aligned, own);
+            fastsoftmax_write_blocks(&batch, which, r, 0, half, aligned, own);
         }
     }
-    long double max = x[0], sum = 0;
-    for (int i = 1; i < cols; ++i)
-        max = x[i] > max ? x[i] : max;
-    for (int i = 0; i < cols; ++i)
-        sum += expl((x[i] - max) / temperature);
-    for (int i = 0; i < cols; ++i) {
-        const long double want = expl((x[i] - max) / temperature) / sum;
-        float f;
-        double d;
-        memcpy(&f, out[0][0] + 4 * (dtype == FASTSOFTMAX_F32 ? i : 0), 4);
-        memcpy(&d, out[0][0] + 8 * (dtype == FASTSOFTMAX_F32 ? 0 : i), 8);
-        const long double got = dtype == FASTSOFTMAX_F32 ? (long double)f : (long double)d;
-        const long double eps = dtype == FASTSOFTMAX_F32 ? 0x1p-23L : 0x1p-52L;
-        const long double least = dtype == FASTSOFTMAX_F32 ? 0x1p-148L : 0x1p-1073L;
-        const long double bound = want * eps * (4 + (max - x[i]) / temperature) + least;
-        if (!(fabsl(got - want) <= bound)) {
-            printf("softmax is off at column %d of %d\n", i, cols);
-            ++failures;
-            break;
+    free(scratch);
+    return status;
+}
+
+static void compare(const char *what, int isa, int op, int x_dtype, int out_dtype, int cols,
+                    int columns)
+{
+    const size_t size = sizes[out_dtype];
+    for (int r = 0; r < ROWS; ++r)
+        for (int c = 0; c < (op == 2 ? 1 : cols); ++c) {
+            const size_t at = (size_t)(op == 2 ? r : r * cols + c);
+            const size_t there = columns && op != 2 ? (size_t)(c * ROWS + r) : at;
+            if (memcmp(got.bytes + there * size, want.bytes + at * size, size) != 0) {
+                fail(what, isa, op, cols, x_dtype, out_dtype);
+                return;
+            }
+        }
+}
+
+static void check_probabilities(int dtype, int cols, double temperature)
+{
+    const long double eps = dtype == FASTSOFTMAX_F32 ? 0x1p-23L : 0x1p-52L;
+    const long double least = dtype == FASTSOFTMAX_F32 ? 0x1p-148L : 0x1p-1073L;
+    for (int r = 0; r < ROWS; ++r) {
+        const double *row = logits + r * cols;
+        long double max = row[0], sum = 0;
+        for (int i = 1; i < cols; ++i)
+            max = row[i] > max ? row[i] : max;
+        for (int i = 0; i < cols; ++i)
+            sum += expl((row[i] - max) / temperature);
+        for (int i = 0; i < cols; ++i) {
+            const long double p = expl((row[i] - max) / temperature) / sum;
+            float f;
+            double d;
+            memcpy(&f, want.bytes + 4 * (size_t)(r * cols + i), 4);
+            memcpy(&d, want.bytes + 8 * (size_t)(dtype == FASTSOFTMAX_F64 ? r * cols + i : 0), 8);
+            const long double q = dtype == FASTSOFTMAX_F32 ? (long double)f : (long double)d;
+            if (!(fabsl(q - p) <= p * eps * (4 + (max - row[i]) / temperature) + least)) {
+                fail("long double", 0, 0, cols, dtype, dtype);
+                return;
+            }
         }
     }
 }
 
+static void check(int cols, int x_dtype, int out_dtype, double t)
+{
+    double temperature[ROWS];
+    for (int r = 0; r < ROWS; ++r)
+        temperature[r] = r % 7 == 6 ? (r == 6 ? INFINITY : 3.0 * t) : t;
+    for (int i = 0; i < ROWS * cols; ++i)
+        where[i] = uniform() < 0.8;
+    memset(where + 2 * cols, 0, (size_t)cols);
+    for (int r = 0; r < ROWS; ++r)
+        for (int c = 0; c < cols; ++c) {
+            const int at = r * cols + c;
+            logits[at] = floor(64.0 * (uniform() + uniform() + uniform() - 1.5)) / 8.0;
+            put(x.bytes, at, x_dtype, logits[at]);
+            put(x_columns.bytes, c * ROWS + r, x_dtype, logits[at]);
+        }
+    for (int op = 0; op < OPS; ++op)
+        for (int masked = 0; masked < 2; ++masked) {
+            const size_t bytes = (size_t)(op == 2 ? ROWS : ROWS * cols) * sizes[out_dtype];
+            call(0, op, x_dtype, out_dtype, cols, 0, masked, 0, temperature, x.bytes, want.bytes);
+            for (size_t i = 0; i < bytes; ++i)
+                hash = (hash ^ want.bytes[i]) * UINT64_C(0x100000001b3);
+            for (int isa = 0; isa < ISAS; ++isa) {
+                if (!fastsoftmax_has_isa((fastsoftmax_isa)isa))
+                    continue;
+                memset(got.bytes, 0x55, bytes);
+                if (call(isa, op, x_dtype, out_dtype, cols, 0, masked, 0, temperature, x.bytes,
+                         got.bytes) != FASTSOFTMAX_OK)
+                    fail("the status", isa, op, cols, x_dtype, out_dtype);
+                compare(masked ? "masked" : "in rows", isa, op, x_dtype, out_dtype, cols, 0);
+                call(isa, op, x_dtype, out_dtype, cols, 0, masked, 1, temperature, x.bytes,
+                     got.bytes);
+                compare("by blocks", isa, op, x_dtype, out_dtype, cols, 0);
+                if (!masked) { /* where has no layout in columns here */
+                    call(isa, op, x_dtype, out_dtype, cols, 1, 0, 0, temperature, x_columns.bytes,
+                         got.bytes);
+                    compare("in columns", isa, op, x_dtype, out_dtype, cols, 1);
+                    if (x_dtype == out_dtype && op != 2) {
+                        memcpy(got.bytes, x.bytes, bytes);
+                        call(isa, op, x_dtype, out_dtype, cols, 0, 0, 0, temperature, got.bytes,
+                             got.bytes);
+                        compare("in place", isa, op, x_dtype, out_dtype, cols, 0);
+                    }
+                }
+            }
+        }
+    if (x_dtype == out_dtype && x_dtype <= FASTSOFTMAX_F64) {
+        for (int r = 0; r < ROWS; ++r)
+            temperature[r] = t;
+        call(0, 0, x_dtype, out_dtype, cols, 0, 0, 0, temperature, x.bytes, want.bytes);
+        check_probabilities(x_dtype, cols, t);
+    }
+}
+
+/* The hash that every instruction set of every architecture comes to. */
+#define HASH UINT64_C(0x7f5263b1e3604f41)
+
 int main(void)
 {
-    const double temperatures[] = {0.01, 0.7, 1.0, 30.0};
-    for (int t = 0; t < 4; ++t)
-        for (int d = 0; d < 2; ++d) {
-            for (int cols = 1; cols < 300; ++cols)
-                check_row(cols, (fastsoftmax_dtype)d, temperatures[t]);
-            for (int cols = 2046; cols < 2051; ++cols)
-                check_row(cols, (fastsoftmax_dtype)d, temperatures[t]);
-            check_row(MAX_COLS, (fastsoftmax_dtype)d, temperatures[t]);
-        }
-    const double bad[] = {-1.0, NAN};
-    for (int t = 0; t < 2; ++t) {
-        float x = 0, y = 7;
-        const fastsoftmax_batch batch = {FASTSOFTMAX_ISA_SCALAR, FASTSOFTMAX_F32, 1, 1, &x, 1,
-                                         &bad[t], 0, &y, 1};
-        if (fastsoftmax_softmax(&batch, 0, 1) != FASTSOFTMAX_BAD_TEMPERATURE || y != 7.0f)
-            ++failures;
+    static const double temperatures[] = {0.01, 0.7, 30.0};
+    static const int lengths[] = {1,  2,  3,  4,  5,  7,   8,   10,  15,  16,   17,   31,   32,  33,
+                                  63, 64, 65, 99, 127, 128, 129, 255, 256, 300, 2047, 2048, 2049};
+    for (int t = 0; t < 3; ++t)
+        for (int a = 0; a < DTYPES; ++a)
+            for (int b = 0; b < DTYPES; ++b)
+                for (size_t i = 0; i < sizeof lengths / sizeof *lengths; ++i)
+                    if (a == b || lengths[i] < 300)
+                        check(lengths[i], a, b, temperatures[t]);
+    check(MAX_COLS, FASTSOFTMAX_F32, FASTSOFTMAX_F32, 0.7);
+    check(MAX_COLS, FASTSOFTMAX_F64, FASTSOFTMAX_F64, 0.7);
+    check(MAX_COLS, FASTSOFTMAX_F16, FASTSOFTMAX_BF16, 0.7);
+    double bad[ROWS] = {-1.0, NAN};
+    memset(got.bytes, 7, 16);
+    for (int t = 0; t < 2; ++t, bad[0] = NAN)
+        if (call(0, 0, 0, 0, 4, 0, 0, 0, bad, x.bytes, got.bytes) != FASTSOFTMAX_BAD_TEMPERATURE ||
+            got.bytes[0] != 7)
+            fail("a bad temperature", 0, 0, 4, 0, 0);
+    if (hash != HASH) {
+        printf("the hash of all results is %016llx; it must be %016llx\n", (unsigned long long)hash,
+               (unsigned long long)HASH);
+        ++failures;
     }
     printf("fastsoftmax %s, best instruction set %s: %d failures\n", fastsoftmax_version(),
            names[fastsoftmax_detect_isa()], failures);

@@ -1,4 +1,4 @@
-/* The SIMD vocabulary on AVX2 and FMA. What each word means: see vec_scalar.h. */
+/* The SIMD vocabulary on AVX2, FMA and F16C. What each word means: see vec_scalar.h. */
 typedef __m256 vec_f32;
 typedef __m256d vec_f64;
 typedef __m256 mask_f32;
@@ -9,23 +9,50 @@ typedef __m256d mask_f64;
 #define IN_STEP 2 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+FSM_INLINE void v_fence(void) { _mm_sfence(); }
 
-FSM_INLINE __m256i v_first_f32(int n)
+FSM_INLINE mask_f32 v_first_f32(int n)
 {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_castsi256_ps(
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
 }
 FSM_INLINE vec_f32 v_set1_f32(float a) { return _mm256_set1_ps(a); }
 FSM_INLINE vec_f32 v_load_f32(const float *p) { return _mm256_loadu_ps(p); }
 FSM_INLINE void v_store_f32(float *p, vec_f32 a) { _mm256_storeu_ps(p, a); }
 FSM_INLINE vec_f32 v_load_tail_f32(const float *p, int n, float fill)
 {
-    const __m256i first = v_first_f32(n);
-    return _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, first),
-                            _mm256_castsi256_ps(first));
+    const mask_f32 first = v_first_f32(n);
+    return _mm256_blendv_ps(_mm256_set1_ps(fill),
+                            _mm256_maskload_ps(p, _mm256_castps_si256(first)), first);
 }
 FSM_INLINE void v_store_tail_f32(float *p, vec_f32 a, int n)
 {
-    _mm256_maskstore_ps(p, v_first_f32(n), a);
+    _mm256_maskstore_ps(p, _mm256_castps_si256(v_first_f32(n)), a);
+}
+FSM_INLINE void v_stream_f32(float *p, vec_f32 a) { _mm256_stream_ps(p, a); }
+FSM_INLINE vec_f32 v_widen_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+FSM_INLINE void v_narrow_f16(uint16_t *p, vec_f32 a)
+{
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+FSM_INLINE vec_f32 v_widen_bf16(const uint16_t *p)
+{
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+FSM_INLINE void v_narrow_bf16(uint16_t *p, vec_f32 a)
+{
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i r = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+    r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc00000),
+                           _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
+    r = _mm256_srli_epi32(r, 16);
+    r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(r));
 }
 FSM_INLINE vec_f32 v_add_f32(vec_f32 a, vec_f32 b) { return _mm256_add_ps(a, b); }
 FSM_INLINE vec_f32 v_sub_f32(vec_f32 a, vec_f32 b) { return _mm256_sub_ps(a, b); }
@@ -50,23 +77,25 @@ FSM_INLINE float v_hmax_f32(vec_f32 a)
     return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
 }
 
-FSM_INLINE __m256i v_first_f64(int n)
+FSM_INLINE mask_f64 v_first_f64(int n)
 {
-    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+    return _mm256_castsi256_pd(
+        _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)));
 }
 FSM_INLINE vec_f64 v_set1_f64(double a) { return _mm256_set1_pd(a); }
 FSM_INLINE vec_f64 v_load_f64(const double *p) { return _mm256_loadu_pd(p); }
 FSM_INLINE void v_store_f64(double *p, vec_f64 a) { _mm256_storeu_pd(p, a); }
 FSM_INLINE vec_f64 v_load_tail_f64(const double *p, int n, double fill)
 {
-    const __m256i first = v_first_f64(n);
-    return _mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(p, first),
-                            _mm256_castsi256_pd(first));
+    const mask_f64 first = v_first_f64(n);
+    return _mm256_blendv_pd(_mm256_set1_pd(fill),
+                            _mm256_maskload_pd(p, _mm256_castpd_si256(first)), first);
 }
 FSM_INLINE void v_store_tail_f64(double *p, vec_f64 a, int n)
 {
-    _mm256_maskstore_pd(p, v_first_f64(n), a);
+    _mm256_maskstore_pd(p, _mm256_castpd_si256(v_first_f64(n)), a);
 }
+FSM_INLINE void v_stream_f64(double *p, vec_f64 a) { _mm256_stream_pd(p, a); }
 FSM_INLINE vec_f64 v_add_f64(vec_f64 a, vec_f64 b) { return _mm256_add_pd(a, b); }
 FSM_INLINE void v_accumulate_f32(vec_f64 *sum, vec_f32 a)
 {

@@ -1,4 +1,4 @@
-/* The SIMD vocabulary on AVX-512 (F, DQ, BW, VL). What each word means: see vec_scalar.h. */
+/* The SIMD vocabulary on AVX-512 (F, DQ, BW, VL) and F16C. What each word means: see vec_scalar.h. */
 typedef __m512 vec_f32;
 typedef __m512d vec_f64;
 typedef __mmask16 mask_f32;
@@ -9,6 +9,7 @@ typedef __mmask8 mask_f64;
 #define IN_STEP 4 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+FSM_INLINE void v_fence(void) { _mm_sfence(); }
 
 FSM_INLINE vec_f32 v_set1_f32(float a) { return _mm512_set1_ps(a); }
 FSM_INLINE vec_f32 v_load_f32(const float *p) { return _mm512_loadu_ps(p); }
@@ -20,6 +21,30 @@ FSM_INLINE vec_f32 v_load_tail_f32(const float *p, int n, float fill)
 FSM_INLINE void v_store_tail_f32(float *p, vec_f32 a, int n)
 {
     _mm512_mask_storeu_ps(p, (mask_f32)((1u << n) - 1), a);
+}
+FSM_INLINE void v_stream_f32(float *p, vec_f32 a) { _mm512_stream_ps(p, a); }
+FSM_INLINE mask_f32 v_first_f32(int n) { return (mask_f32)((1u << n) - 1); }
+FSM_INLINE vec_f32 v_widen_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+FSM_INLINE void v_narrow_f16(uint16_t *p, vec_f32 a)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+FSM_INLINE vec_f32 v_widen_bf16(const uint16_t *p)
+{
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+FSM_INLINE void v_narrow_bf16(uint16_t *p, vec_f32 a)
+{
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i r = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q),
+                              _mm512_set1_epi32(0x7fc00000));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16)));
 }
 FSM_INLINE vec_f32 v_add_f32(vec_f32 a, vec_f32 b) { return _mm512_add_ps(a, b); }
 FSM_INLINE vec_f32 v_sub_f32(vec_f32 a, vec_f32 b) { return _mm512_sub_ps(a, b); }
@@ -53,6 +78,8 @@ FSM_INLINE void v_store_tail_f64(double *p, vec_f64 a, int n)
 {
     _mm512_mask_storeu_pd(p, (mask_f64)((1u << n) - 1), a);
 }
+FSM_INLINE void v_stream_f64(double *p, vec_f64 a) { _mm512_stream_pd(p, a); }
+FSM_INLINE mask_f64 v_first_f64(int n) { return (mask_f64)((1u << n) - 1); }
 FSM_INLINE vec_f64 v_add_f64(vec_f64 a, vec_f64 b) { return _mm512_add_pd(a, b); }
 FSM_INLINE void v_accumulate_f32(vec_f64 *sum, vec_f32 a)
 {

@@ -9,6 +9,18 @@ typedef uint64x2_t mask_f64;
 #define IN_STEP 4 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { __builtin_prefetch(p); }
+FSM_INLINE void v_fence(void) {}
+
+FSM_INLINE uint32x4_t v_first_f32(int n)
+{
+    const int32_t lanes[LANES_f32] = {0, 1, 2, 3};
+    return vcltq_s32(vld1q_s32(lanes), vdupq_n_s32(n));
+}
+FSM_INLINE uint64x2_t v_first_f64(int n)
+{
+    const int64_t lanes[LANES_f64] = {0, 1};
+    return vcltq_s64(vld1q_s64(lanes), vdupq_n_s64(n));
+}
 
 FSM_INLINE vec_f32 v_set1_f32(float a) { return vdupq_n_f32(a); }
 FSM_INLINE vec_f32 v_load_f32(const float *p) { return vld1q_f32(p); }
@@ -27,11 +39,32 @@ FSM_INLINE void v_store_tail_f32(float *p, vec_f32 a, int n)
     for (int i = 0; i < n; ++i)
         p[i] = lanes[i];
 }
+FSM_INLINE void v_stream_f32(float *p, vec_f32 a) { vst1q_f32(p, a); }
+FSM_INLINE vec_f32 v_widen_f16(const uint16_t *p)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+FSM_INLINE void v_narrow_f16(uint16_t *p, vec_f32 a)
+{
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a)));
+}
+FSM_INLINE vec_f32 v_widen_bf16(const uint16_t *p)
+{
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+FSM_INLINE void v_narrow_bf16(uint16_t *p, vec_f32 a)
+{
+    const uint32x4_t bits = vreinterpretq_u32_f32(a);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    uint32x4_t r = vaddq_u32(vaddq_u32(bits, odd), vdupq_n_u32(0x7fff));
+    r = vbslq_u32(vceqq_f32(a, a), r, vdupq_n_u32(0x7fc00000));
+    vst1_u16(p, vshrn_n_u32(r, 16));
+}
 FSM_INLINE vec_f32 v_add_f32(vec_f32 a, vec_f32 b) { return vaddq_f32(a, b); }
 FSM_INLINE vec_f32 v_sub_f32(vec_f32 a, vec_f32 b) { return vsubq_f32(a, b); }
 FSM_INLINE vec_f32 v_mul_f32(vec_f32 a, vec_f32 b) { return vmulq_f32(a, b); }
 FSM_INLINE vec_f32 v_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return vfmaq_f32(c, a, b); }
-FSM_INLINE vec_f32 v_max_f32(vec_f32 a, vec_f32 b) { return vmaxnmq_f32(a, b); }
+FSM_INLINE vec_f32 v_max_f32(vec_f32 a, vec_f32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 FSM_INLINE mask_f32 v_not_lt_f32(vec_f32 a, vec_f32 b) { return vmvnq_u32(vcltq_f32(a, b)); }
 FSM_INLINE mask_f32 v_ne_f32(vec_f32 a, vec_f32 b) { return vmvnq_u32(vceqq_f32(a, b)); }
 FSM_INLINE vec_f32 v_keep_f32(mask_f32 m, vec_f32 a)
@@ -57,6 +90,7 @@ FSM_INLINE void v_store_tail_f64(double *p, vec_f64 a, int n)
     if (n > 0)
         vst1q_lane_f64(p, a, 0);
 }
+FSM_INLINE void v_stream_f64(double *p, vec_f64 a) { vst1q_f64(p, a); }
 FSM_INLINE vec_f64 v_add_f64(vec_f64 a, vec_f64 b) { return vaddq_f64(a, b); }
 FSM_INLINE void v_accumulate_f32(vec_f64 *sum, vec_f32 a)
 {
@@ -66,7 +100,7 @@ FSM_INLINE void v_accumulate_f32(vec_f64 *sum, vec_f32 a)
 FSM_INLINE vec_f64 v_sub_f64(vec_f64 a, vec_f64 b) { return vsubq_f64(a, b); }
 FSM_INLINE vec_f64 v_mul_f64(vec_f64 a, vec_f64 b) { return vmulq_f64(a, b); }
 FSM_INLINE vec_f64 v_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return vfmaq_f64(c, a, b); }
-FSM_INLINE vec_f64 v_max_f64(vec_f64 a, vec_f64 b) { return vmaxnmq_f64(a, b); }
+FSM_INLINE vec_f64 v_max_f64(vec_f64 a, vec_f64 b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
 FSM_INLINE mask_f64 v_not_lt_f64(vec_f64 a, vec_f64 b)
 {
     return veorq_u64(vcltq_f64(a, b), vdupq_n_u64(~UINT64_C(0)));

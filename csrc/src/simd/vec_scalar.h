@@ -2,7 +2,12 @@
  *
  *   v_load_tail(p, n, fill)   the first n of the lanes from memory, `fill` in the rest; 0 <= n < LANES
  *   v_fma(a, b, c)            a*b + c, rounded once
- *   v_max(a, b)               the larger; a NaN among the two may or may not be dropped
+ *   v_max(a, b)               the larger; b where one of them is NaN
+ *   v_first(n)                a mask of the first n lanes; 0 <= n < LANES
+ *   v_stream(p, a)            a store around the caches, to an address aligned to the vector; a
+ *                             v_fence() orders such stores before what follows
+ *   v_widen_f16, v_widen_bf16 LANES_f32 numbers of 16 bits from memory, as floats
+ *   v_narrow_f16, ..bf16      the way back, rounding to nearest even
  *   v_not_lt, v_ne            comparisons that are true where a or b is NaN
  *   v_keep(m, a)              a where the mask is set, +0 elsewhere
  *   v_low_bits_to_exponent    the bits of the float, as an integer, shifted into the exponent field:
@@ -79,6 +84,7 @@ FSM_INLINE double v_fma_f64(double a, double b, double c)
 #define IN_STEP 1 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { (void)p; }
+FSM_INLINE void v_fence(void) {}
 
 FSM_INLINE float v_set1_f32(float a) { return a; }
 FSM_INLINE float v_load_f32(const float *p) { return *p; }
@@ -89,6 +95,12 @@ FSM_INLINE float v_load_tail_f32(const float *p, int n, float fill)
     return fill;
 }
 FSM_INLINE void v_store_tail_f32(float *p, float a, int n) { (void)p, (void)a, (void)n; }
+FSM_INLINE void v_stream_f32(float *p, float a) { *p = a; }
+FSM_INLINE int v_first_f32(int n) { return n > 0; }
+FSM_INLINE float v_widen_f16(const uint16_t *p) { return fsm_float_of_half(*p); }
+FSM_INLINE void v_narrow_f16(uint16_t *p, float a) { *p = fsm_half_of_float(a); }
+FSM_INLINE float v_widen_bf16(const uint16_t *p) { return fsm_float_of_bfloat(*p); }
+FSM_INLINE void v_narrow_bf16(uint16_t *p, float a) { *p = fsm_bfloat_of_float(a); }
 FSM_INLINE float v_add_f32(float a, float b) { return a + b; }
 FSM_INLINE float v_sub_f32(float a, float b) { return a - b; }
 FSM_INLINE float v_mul_f32(float a, float b) { return a * b; }
@@ -117,6 +129,8 @@ FSM_INLINE double v_load_tail_f64(const double *p, int n, double fill)
     return fill;
 }
 FSM_INLINE void v_store_tail_f64(double *p, double a, int n) { (void)p, (void)a, (void)n; }
+FSM_INLINE void v_stream_f64(double *p, double a) { *p = a; }
+FSM_INLINE int v_first_f64(int n) { return n > 0; }
 FSM_INLINE double v_add_f64(double a, double b) { return a + b; }
 FSM_INLINE double v_sub_f64(double a, double b) { return a - b; }
 FSM_INLINE double v_mul_f64(double a, double b) { return a * b; }
