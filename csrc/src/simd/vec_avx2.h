@@ -9,6 +9,7 @@ typedef __m256d mask_f64;
 #define IN_STEP 2 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+FSM_INLINE void v_prefetch_far(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 FSM_INLINE void v_fence(void) { _mm_sfence(); }
 
 FSM_INLINE mask_f32 v_first_f32(int n)
@@ -126,6 +127,48 @@ FSM_INLINE double v_hsum_f64(vec_f64 a)
 {
     const __m128d b = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
     return _mm_cvtsd_f64(_mm_add_sd(b, _mm_unpackhi_pd(b, b)));
+}
+FSM_INLINE vec_f64 v_div_f64(vec_f64 a, vec_f64 b) { return _mm256_div_pd(a, b); }
+FSM_INLINE void v_accumulate_f64(vec_f64 *sum, vec_f64 a) { sum[0] = v_add_f64(sum[0], a); }
+FSM_INLINE vec_f64 v_join_f64(const vec_f64 *a) { return a[0]; }
+FSM_INLINE vec_f32 v_join_f32(const vec_f64 *a)
+{
+    return _mm256_set_m128(_mm256_cvtpd_ps(a[1]), _mm256_cvtpd_ps(a[0]));
+}
+FSM_INLINE void v_transpose_f32(vec_f32 *v)
+{
+    vec_f32 a[8], b[8];
+    UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    UNROLL
+    for (int i = 0; i < 8; i += 4) { /* in every 128 bits, columns of four rows */
+        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+        v[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+}
+FSM_INLINE void v_transpose_f64(vec_f64 *v)
+{
+    vec_f64 a[4];
+    UNROLL
+    for (int i = 0; i < 4; i += 2) {
+        a[i] = _mm256_unpacklo_pd(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_pd(v[i], v[i + 1]);
+    }
+    UNROLL
+    for (int i = 0; i < 2; ++i) {
+        v[i] = _mm256_permute2f128_pd(a[i], a[i + 2], 0x20);
+        v[i + 2] = _mm256_permute2f128_pd(a[i], a[i + 2], 0x31);
+    }
 }
 FSM_INLINE double s_fma(double a, double b, double c)
 {

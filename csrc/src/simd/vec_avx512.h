@@ -9,6 +9,7 @@ typedef __mmask8 mask_f64;
 #define IN_STEP 4 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+FSM_INLINE void v_prefetch_far(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 FSM_INLINE void v_fence(void) { _mm_sfence(); }
 
 FSM_INLINE vec_f32 v_set1_f32(float a) { return _mm512_set1_ps(a); }
@@ -110,6 +111,67 @@ FSM_INLINE double v_hsum_f64(vec_f64 a)
     const __m256d b = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
     const __m128d c = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
     return _mm_cvtsd_f64(_mm_add_sd(c, _mm_unpackhi_pd(c, c)));
+}
+FSM_INLINE vec_f64 v_div_f64(vec_f64 a, vec_f64 b) { return _mm512_div_pd(a, b); }
+FSM_INLINE void v_accumulate_f64(vec_f64 *sum, vec_f64 a) { sum[0] = v_add_f64(sum[0], a); }
+FSM_INLINE vec_f64 v_join_f64(const vec_f64 *a) { return a[0]; }
+FSM_INLINE vec_f32 v_join_f32(const vec_f64 *a)
+{
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a[0])), _mm512_cvtpd_ps(a[1]),
+                              1);
+}
+FSM_INLINE void v_transpose_f32(vec_f32 *v)
+{
+    vec_f32 a[16], b[16];
+    UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    }
+    UNROLL
+    for (int i = 0; i < 16; i += 4) { /* in every 128 bits, columns of four rows */
+        b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+        b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+        a[i] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
+        a[i + 4] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
+        a[i + 8] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+        a[i + 12] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
+    }
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+        v[i] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
+        v[i + 8] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0xdd);
+        v[i + 4] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0x88);
+        v[i + 12] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
+    }
+}
+FSM_INLINE void v_transpose_f64(vec_f64 *v)
+{
+    vec_f64 a[8], b[8];
+    UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm512_unpacklo_pd(v[i], v[i + 1]);
+        a[i + 1] = _mm512_unpackhi_pd(v[i], v[i + 1]);
+    }
+    UNROLL
+    for (int i = 0; i < 2; ++i) {
+        b[i] = _mm512_shuffle_f64x2(a[i], a[i + 2], 0x88);
+        b[i + 2] = _mm512_shuffle_f64x2(a[i], a[i + 2], 0xdd);
+        b[i + 4] = _mm512_shuffle_f64x2(a[i + 4], a[i + 6], 0x88);
+        b[i + 6] = _mm512_shuffle_f64x2(a[i + 4], a[i + 6], 0xdd);
+    }
+    UNROLL
+    for (int i = 0; i < 2; ++i) {
+        v[i] = _mm512_shuffle_f64x2(b[i], b[i + 4], 0x88);
+        v[i + 4] = _mm512_shuffle_f64x2(b[i], b[i + 4], 0xdd);
+        v[i + 2] = _mm512_shuffle_f64x2(b[i + 2], b[i + 6], 0x88);
+        v[i + 6] = _mm512_shuffle_f64x2(b[i + 2], b[i + 6], 0xdd);
+    }
 }
 FSM_INLINE double s_fma(double a, double b, double c)
 {

@@ -9,6 +9,7 @@ typedef uint64x2_t mask_f64;
 #define IN_STEP 4 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { __builtin_prefetch(p); }
+FSM_INLINE void v_prefetch_far(const void *p) { __builtin_prefetch(p, 0, 2); }
 FSM_INLINE void v_fence(void) {}
 
 FSM_INLINE uint32x4_t v_first_f32(int n)
@@ -120,4 +121,31 @@ FSM_INLINE vec_f64 v_low_bits_to_exponent_f64(vec_f64 n)
 }
 FSM_INLINE double v_hmax_f64(vec_f64 a) { return vmaxnmvq_f64(a); }
 FSM_INLINE double v_hsum_f64(vec_f64 a) { return vgetq_lane_f64(a, 0) + vgetq_lane_f64(a, 1); }
+FSM_INLINE vec_f64 v_div_f64(vec_f64 a, vec_f64 b) { return vdivq_f64(a, b); }
+FSM_INLINE void v_accumulate_f64(vec_f64 *sum, vec_f64 a) { sum[0] = v_add_f64(sum[0], a); }
+FSM_INLINE vec_f64 v_join_f64(const vec_f64 *a) { return a[0]; }
+FSM_INLINE vec_f32 v_join_f32(const vec_f64 *a)
+{
+    return vcombine_f32(vcvt_f32_f64(a[0]), vcvt_f32_f64(a[1]));
+}
+FSM_INLINE void v_transpose_f64(vec_f64 *v)
+{
+    const vec_f64 low = vzip1q_f64(v[0], v[1]);
+    v[1] = vzip2q_f64(v[0], v[1]);
+    v[0] = low;
+}
+FSM_INLINE void v_transpose_f32(vec_f32 *v)
+{
+    vec_f64 a[4];
+    UNROLL
+    for (int i = 0; i < 4; i += 2) {
+        a[i] = vreinterpretq_f64_f32(vzip1q_f32(v[i], v[i + 1]));
+        a[i + 1] = vreinterpretq_f64_f32(vzip2q_f32(v[i], v[i + 1]));
+    }
+    UNROLL
+    for (int i = 0; i < 2; ++i) {
+        v[2 * i] = vreinterpretq_f32_f64(vzip1q_f64(a[i], a[i + 2]));
+        v[2 * i + 1] = vreinterpretq_f32_f64(vzip2q_f64(a[i], a[i + 2]));
+    }
+}
 FSM_INLINE double s_fma(double a, double b, double c) { return __builtin_fma(a, b, c); }

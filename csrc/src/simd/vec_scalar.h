@@ -6,13 +6,16 @@
  *   v_first(n)                a mask of the first n lanes; 0 <= n < LANES
  *   v_stream(p, a)            a store around the caches, to an address aligned to the vector; a
  *                             v_fence() orders such stores before what follows
+ *   v_prefetch, ..far         asks for a cache line, into the first cache or into the second
  *   v_widen_f16, v_widen_bf16 LANES_f32 numbers of 16 bits from memory, as floats
  *   v_narrow_f16, ..bf16      the way back, rounding to nearest even
  *   v_not_lt, v_ne            comparisons that are true where a or b is NaN
  *   v_keep(m, a)              a where the mask is set, +0 elsewhere
  *   v_low_bits_to_exponent    the bits of the float, as an integer, shifted into the exponent field:
  *                             2^(k - bias) where the low bits are k, 0 < k < 2*bias + 1
- *   v_accumulate_f32(s, a)    adds the lanes of a to the one or two vectors of doubles at s
+ *   v_accumulate(s, a)        adds the lanes of a to the one or two vectors of doubles at s
+ *   v_join(s)                 one or two vectors of doubles, rounded, as one vector
+ *   v_transpose(v)            as many vectors as one has lanes, as a square matrix
  *   v_hsum_f64                lane j + lane j + LANES/2, and so on, halving
  *   s_fma                     v_fma_f64 on a single double
  */
@@ -84,6 +87,7 @@ FSM_INLINE double v_fma_f64(double a, double b, double c)
 #define IN_STEP 1 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { (void)p; }
+FSM_INLINE void v_prefetch_far(const void *p) { (void)p; }
 FSM_INLINE void v_fence(void) {}
 
 FSM_INLINE float v_set1_f32(float a) { return a; }
@@ -149,4 +153,10 @@ FSM_INLINE double v_low_bits_to_exponent_f64(double n)
 }
 FSM_INLINE double v_hmax_f64(double a) { return a; }
 FSM_INLINE double v_hsum_f64(double a) { return a; }
+FSM_INLINE double v_div_f64(double a, double b) { return a / b; }
+FSM_INLINE void v_accumulate_f64(double *sum, double a) { *sum += a; }
+FSM_INLINE double v_join_f64(const double *a) { return *a; }
+FSM_INLINE float v_join_f32(const double *a) { return (float)*a; }
+FSM_INLINE void v_transpose_f32(float *v) { (void)v; }
+FSM_INLINE void v_transpose_f64(double *v) { (void)v; }
 FSM_INLINE double s_fma(double a, double b, double c) { return v_fma_f64(a, b, c); }
