@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 import numpy as np
+from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
