@@ -8,8 +8,8 @@ import numpy as np
 from numpy.exceptions import TooHardError
 from numpy.typing import NDArray
 
-from fastsoftmax import _backends
-from fastsoftmax._backends._protocol import Batch
+from fastsoftmax import _backends, _threads
+from fastsoftmax._backends._protocol import Backend, Batch
 from fastsoftmax._ops import Op
 
 Array = NDArray[Any]
@@ -56,11 +56,12 @@ def run(
         or (where is not None and _overlap(where, out))
     ):
         apart = np.empty(out.shape, _native(out.dtype))
+    backend = _backends.current()
     batch, rows = make(op, x, axes, temperature, where, apart)
     if _readable(x) and _readable(apart):
-        _backends.current().run(op.name, batch, rows, 0, batch.rows)
+        _threads.run(backend, op, batch, rows)
     else:
-        _run_copied(op, batch, rows)
+        _run_copied(backend, op, batch, rows)
     if apart is not out:
         np.copyto(out, apart)
 
@@ -154,10 +155,9 @@ def _overlap(a: Array, b: Array) -> bool:
         return True
 
 
-def _run_copied(op: Op, batch: Batch, out: Array) -> None:
+def _run_copied(backend: Backend, op: Op, batch: Batch, out: Array) -> None:
     """Apply an operation to some rows at a time, of which those are copied that kernels cannot
     read or write."""
-    backend = _backends.current()
     x_readable, out_readable = _readable(batch.x), _readable(out)
     x_dtype = np.dtype(np.float64) if batch.x.dtype.kind in "biu" else _native(batch.x.dtype)
     out_dtype = _native(out.dtype)
@@ -175,7 +175,7 @@ def _run_copied(op: Op, batch: Batch, out: Array) -> None:
             batch.temperature[index],
             None if batch.where is None else batch.where[index],
         )
-        backend.run(op.name, part, place, 0, part.rows)
+        _threads.run(backend, op, part, place)
         if place is not target:
             np.copyto(target, place)
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastsoftmax import _backends, _threads
 from fastsoftmax._api import _arguments, _batches
 from fastsoftmax._ops import OPS, Op
 
@@ -21,6 +22,21 @@ def _apply(
     dtype: DTypeLike | None,
     keepdims: bool = False,
 ) -> Any:
+    if (
+        type(x) is np.ndarray
+        and x.size < _threads.SERIAL_BELOW
+        and where is None
+        and dtype is None
+        and type(axis) is int
+        and axis == -1
+        and (type(temperature) is float or (type(temperature) is int and temperature < 1 << 53))
+        and temperature > 0.0
+        and not keepdims
+    ):
+        # Where the work is little, the steps below would take most of the time.
+        result = _backends.current().run_small(op.name, x, temperature, out)
+        if result is not None:
+            return result[()] if out is None and result.ndim == 0 else result
     logits, result_dtype = _arguments.as_logits(x)
     given = logits.shape
     axes = _arguments.as_axes(axis, logits.ndim)

@@ -16,11 +16,11 @@ _ISAS = {
     "neon": lib.FASTSOFTMAX_ISA_NEON,
     "scalar": lib.FASTSOFTMAX_ISA_SCALAR,
 }
-_DTYPES = {
-    "float16": lib.FASTSOFTMAX_F16,
-    "bfloat16": lib.FASTSOFTMAX_BF16,
-    "float32": lib.FASTSOFTMAX_F32,
-    "float64": lib.FASTSOFTMAX_F64,
+# All but bfloat16, which NumPy does not know.
+_CODES = {
+    np.dtype(np.float16): lib.FASTSOFTMAX_F16,
+    np.dtype(np.float32): lib.FASTSOFTMAX_F32,
+    np.dtype(np.float64): lib.FASTSOFTMAX_F64,
 }
 _FUNCTIONS: dict[str, Any] = {name: getattr(lib, f"fastsoftmax_{name}") for name in OPS}
 _OPS: dict[str, int] = {name: getattr(lib, f"FASTSOFTMAX_OP_{name.upper()}") for name in OPS}
@@ -29,26 +29,40 @@ _OPS: dict[str, int] = {name: getattr(lib, f"FASTSOFTMAX_OP_{name.upper()}") for
 ISAS = tuple(name for name, isa in _ISAS.items() if lib.fastsoftmax_has_isa(isa))
 
 
-class _Scratch(threading.local):
-    """Scratch memory of each thread, kept between calls."""
-
-    size = 0
-
-    def of(self, batch: Any) -> Any:
-        """Memory that is enough for a batch, aligned to 64 bytes."""
-        size = lib.fastsoftmax_scratch_size(batch)
-        if size > self.size:
-            self._memory, self._pointer = _allocate(size)
-            self.size = size
-        return self._pointer if size else ffi.NULL
+_BYTES = ffi.typeof("char[]")
+_AXES = ffi.typeof("fastsoftmax_axis[]")
+_BATCH = ffi.typeof("fastsoftmax_batch *")
+_VOID, _DOUBLE, _MASK = map(ffi.typeof, ("void *", "double *", "uint8_t *"))
 
 
 def _allocate(size: int) -> tuple[NDArray[np.uint8], Any]:
+    """Memory aligned to 64 bytes, and its address."""
     memory = np.empty(size + 63, np.uint8)
     return memory, ffi.cast("void *", (memory.ctypes.data + 63) & ~63)
 
 
+class _Scratch(threading.local):
+    """Scratch memory of each thread, kept between calls.
+
+    It starts with what is enough for all but enormous rows. Pages that no call touches cost nothing.
+    """
+
+    def __init__(self) -> None:
+        self.size = 1 << 20
+        self.memory, self.pointer = _allocate(self.size)
+
+    def of(self, batch: Any) -> Any:
+        """Memory that is enough for a batch."""
+        size = lib.fastsoftmax_scratch_size(batch)
+        if size > self.size:
+            self.memory, self.pointer = _allocate(size)
+            self.size = size
+        return self.pointer
+
+
 _scratch = _Scratch()
+_lend = ffi.from_buffer
+_contiguous = lib.fastsoftmax_contiguous
 
 
 class CBackend:
@@ -70,6 +84,37 @@ class CBackend:
         struct = self._struct(op, batch, out)
         _check(op, _FUNCTIONS[op](struct.batch, begin, end, _scratch.of(struct.batch)))
 
+    def run_small(
+        self, op: str, x: NDArray[Any], temperature: float, out: NDArray[Any] | None
+    ) -> NDArray[Any] | None:
+        dtype, shape, size = x.dtype, x.shape, x.size
+        code = _CODES.get(dtype)
+        if code is None or not size or not shape or not x.flags.c_contiguous:
+            return None
+        cols = shape[-1]
+        result_shape = shape[:-1] if op == "logsumexp" else shape
+        if out is None:
+            out = np.empty(result_shape, dtype)
+        elif type(out) is not np.ndarray or out.dtype != dtype or out.shape != result_shape:
+            return None
+        try:
+            # Only memory that is contiguous is lent, and only such as may be written.
+            x_memory, out_memory = _lend(_BYTES, x), _lend(_BYTES, out, True)
+        except (ValueError, BufferError):
+            return None
+        status = _contiguous(
+            _OPS[op],
+            self._isa,
+            code,
+            size // cols,
+            cols,
+            x_memory,
+            temperature,
+            out_memory,
+            _scratch.pointer,
+        )
+        return out if status == 0 else None
+
     def split(self, op: str, batch: Batch, out: NDArray[Any], row: int) -> SplitRow:
         return _SplitRow(op, self._struct(op, batch, out), row)
 
@@ -87,6 +132,10 @@ class CBackend:
         }
 
 
+def _address(pointer: Any, a: NDArray[Any]) -> Any:
+    return ffi.cast(pointer, a.__array_interface__["data"][0])
+
+
 class _Struct:
     """A batch as the library takes it, with all that it points to."""
 
@@ -99,7 +148,7 @@ class _Struct:
         none = zeros[rows:]
         x_size, out_size = x.itemsize, out.itemsize
         axes = ffi.new(
-            "fastsoftmax_axis[]",
+            _AXES,
             [
                 (n, sx // x_size, so // out_size, sw, st // 8)
                 for n, sx, so, sw, st in zip(
@@ -113,18 +162,18 @@ class _Struct:
             ],
         )
         self.batch = ffi.new(
-            "fastsoftmax_batch *",
+            _BATCH,
             (
                 isa,
-                _DTYPES[x.dtype.name],
-                _DTYPES[out.dtype.name],
+                _CODES.get(x.dtype, lib.FASTSOFTMAX_BF16),
+                _CODES.get(out.dtype, lib.FASTSOFTMAX_BF16),
                 rows,
                 x.ndim - rows,
                 axes,
-                ffi.cast("void *", x.ctypes.data),
-                ffi.NULL if where is None else ffi.cast("uint8_t *", where.ctypes.data),
-                ffi.cast("double *", t.ctypes.data),
-                ffi.cast("void *", out.ctypes.data),
+                _address(_VOID, x),
+                ffi.NULL if where is None else _address(_MASK, where),
+                _address(_DOUBLE, t),
+                _address(_VOID, out),
             ),
         )
         self._kept = axes, batch, out
