@@ -79,7 +79,9 @@ def _run_split(
     edges = [split.blocks * i // pieces for i in range(pieces + 1)]
     _pool.run(lambda i: split.reduce(edges[i], edges[i + 1]), pieces, threads)
     split.merge()
-    if not op.reduces:
+    if op.reduces:  # one number
+        split.write(0, split.blocks)
+    else:
         _pool.run(lambda i: split.write(edges[i], edges[i + 1]), pieces, threads)
 
 
@@ -228,11 +230,12 @@ def _cgroup_cpus(root: str = "") -> float:
     except OSError:
         return limit
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mount, files = f"{root}/sys/fs/cgroup", ("cpu.max",)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            mount, files = f"{root}/sys/fs/cgroup", ["cpu.max"]
         elif "cpu" in controllers.split(","):
-            mount, files = f"{root}/sys/fs/cgroup/cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            mount, files = f"{root}/sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         else:
             continue
         # A limit on any group above counts. In a container the paths of its groups may not be there
@@ -242,7 +245,7 @@ def _cgroup_cpus(root: str = "") -> float:
                 quota, period = " ".join(_read(f"{mount}{path}/{name}") for name in files).split()
                 if quota not in ("max", "-1"):
                     limit = min(limit, int(quota) / int(period))
-            except (OSError, ValueError):
+            except (OSError, ValueError, ZeroDivisionError):
                 pass
             if path in ("", "/"):
                 break
@@ -337,7 +340,7 @@ _registered = False
 def _register() -> None:
     """Make this pool known to threadpoolctl, which has been imported."""
     global _registered
-    threadpoolctl = sys.modules.get("threadpoolctl")
+    threadpoolctl: Any = sys.modules.get("threadpoolctl")
     if _registered or not hasattr(threadpoolctl, "register"):
         return
     _registered = True

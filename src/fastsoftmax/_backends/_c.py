@@ -44,7 +44,7 @@ def _allocate(size: int) -> tuple[NDArray[np.uint8], Any]:
 class _Scratch(threading.local):
     """Scratch memory of each thread, kept between calls.
 
-    It starts with what is enough for all but enormous rows. Pages that no call touches cost nothing.
+    It starts with enough for all but enormous rows; pages that no call touches cost nothing.
     """
 
     def __init__(self) -> None:
