@@ -1,4 +1,4 @@
-"""No call needs more than 1 MB beyond its input and its output."""
+"""No call needs more than 1 MB for each of its threads beyond its input and its output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +23,14 @@ MEGABYTE = 1 << 20
 def allowed(backend: str, cols: int) -> int:
     """The reference works on a row at a time in a wider type; the others on blocks of one."""
     return MEGABYTE + (6 * 16 * cols if backend == "numpy" else 0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = fastsoftmax.get_num_threads()
+    fastsoftmax.set_num_threads(1)
+    yield
+    fastsoftmax.set_num_threads(before)
 
 
 # float32 logits of 2 MB, so that no copy of them goes unseen.
@@ -102,6 +110,15 @@ def test_peak(backend: str, op: str, layout: str) -> None:
         )
 
 
+@pytest.mark.parametrize("shape", [(64, LENGTH), (1, 2_000_000)])
+def test_peak_of_two_threads(backend: str, shape: tuple[int, int]) -> None:
+    fastsoftmax.set_num_threads(2)
+    x = logits(*shape)
+    out = np.empty_like(x)
+    call = lambda: fastsoftmax.softmax(x, temperature=0.7, out=out)  # noqa: E731
+    assert peak(call) < 2 * allowed(backend, shape[1])
+
+
 @EACH_OP
 def test_peak_in_place_and_on_one_long_row(backend: str, op: str) -> None:
     function = getattr(fastsoftmax, op)
@@ -122,6 +139,7 @@ import sys
 import numpy as np
 import fastsoftmax
 from support import available, using
+fastsoftmax.set_num_threads(1)
 
 def kilobytes(field):
     for line in open("/proc/self/status"):

@@ -181,6 +181,19 @@ FASTSOFTMAX_API fastsoftmax_status fastsoftmax_write_blocks(const fastsoftmax_ba
                                                             int64_t block_begin, int64_t block_end,
                                                             void *shared, void *scratch);
 
+/* What most calls are, in one call without a batch: `rows` rows of `cols` entries, one after another
+ * without a gap, no mask, one temperature, the result likewise and of the same dtype.
+ *
+ * `out` may be `x` where the operation writes rows. A pointer that is not aligned, and an `out` that
+ * overlaps `x` in any other way, is FASTSOFTMAX_BAD_POINTER. The scratch memory is that of the
+ * batch; 1 MB, aligned to 64 bytes, is enough for rows of up to a million entries. The bits are
+ * those of the functions above. */
+FASTSOFTMAX_API fastsoftmax_status fastsoftmax_contiguous(fastsoftmax_op op, fastsoftmax_isa isa,
+                                                          fastsoftmax_dtype dtype, int64_t rows,
+                                                          int64_t cols, const void *x,
+                                                          double temperature, void *out,
+                                                          void *scratch);
+
 /* The best instruction set of this library that the CPU has and the operating system saves the
  * registers of. Asks the CPU each time (some microseconds in a virtual machine): keep the answer.
  */

@@ -153,6 +153,27 @@ fastsoftmax_status fastsoftmax_write_blocks(const fastsoftmax_batch *batch, fast
     return status;
 }
 
+fastsoftmax_status fastsoftmax_contiguous(fastsoftmax_op op, fastsoftmax_isa isa,
+                                          fastsoftmax_dtype dtype, int64_t rows, int64_t cols,
+                                          const void *x, double temperature, void *out,
+                                          void *scratch)
+{
+    const int writes_rows = op != FASTSOFTMAX_OP_LOGSUMEXP;
+    const fastsoftmax_axis axes[2] = {{rows, cols, writes_rows ? cols : 1, 0, 0},
+                                      {cols, 1, 1, 0, 0}};
+    const fastsoftmax_batch batch = {isa, dtype, dtype, 1, 1, axes, x, NULL, &temperature, out};
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status = check(&batch, &kernels);
+    if (status != FASTSOFTMAX_OK)
+        return status;
+    const uintptr_t a = (uintptr_t)x, b = (uintptr_t)out, size = fsm_size_of(dtype);
+    const uintptr_t x_bytes = (uintptr_t)(rows * cols) * size;
+    const uintptr_t out_bytes = writes_rows ? x_bytes : (uintptr_t)rows * size;
+    if (a % size || b % size || (!(a == b && writes_rows) && a < b + out_bytes && b < a + x_bytes))
+        return FASTSOFTMAX_BAD_POINTER;
+    return run(&batch, op, 0, rows, scratch);
+}
+
 const char *fastsoftmax_version(void)
 {
     return FSM_STR(FASTSOFTMAX_VERSION_MAJOR) "." FSM_STR(FASTSOFTMAX_VERSION_MINOR) "." FSM_STR(

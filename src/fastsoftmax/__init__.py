@@ -9,6 +9,7 @@ from fastsoftmax._backends import (
     warmup,
 )
 from fastsoftmax._errors import BackendUnavailableError
+from fastsoftmax._threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
@@ -16,8 +17,10 @@ __all__ = [
     "BackendUnavailableError",
     "available_backends",
     "backend",
+    "get_num_threads",
     "log_softmax",
     "logsumexp",
+    "set_num_threads",
     "show_config",
     "softmax",
     "use_backend",

@@ -26,16 +26,18 @@ def as_logits(x: ArrayLike) -> tuple[Array, np.dtype[Any]]:
     if dtype in _NATIVE:
         return array, dtype
     if is_float(dtype):
-        return array, dtype.newbyteorder("=")
+        return array, dtype if dtype.isnative else dtype.newbyteorder("=")
     if dtype.kind in "biu":
         return array, _FLOAT64
     raise TypeError(f"x has dtype {dtype}; it must be {', '.join(_FLOATS)}, bool or an integer")
 
 
 def as_axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
-    """The axes to reduce, as indices from 0; a scalar counts as one entry."""
+    """The axes to reduce, as ascending indices from 0; a scalar counts as one entry."""
     ndim = max(ndim, 1)
-    return tuple(range(ndim)) if axis is None else normalize_axis_tuple(axis, ndim, "axis")
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple(sorted(normalize_axis_tuple(axis, ndim, "axis")))
 
 
 def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -47,7 +49,7 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     result: np.dtype[Any] = np.dtype(dtype)
     if not is_float(result):
         raise TypeError(f"dtype is {result}; it must be one of {', '.join(_FLOATS)}")
-    return result
+    return result if result.isnative else result.newbyteorder("=")
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> Array:
@@ -56,7 +58,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> 
         raise TypeError(f"out is a {type(out).__name__}; it must be an ndarray")
     if not is_float(out.dtype):
         raise TypeError(f"out has dtype {out.dtype}; it must be one of {', '.join(_FLOATS)}")
-    if dtype is not None and out.dtype.newbyteorder("=") != dtype:
+    if dtype is not None and out.dtype.name != dtype.name:
         raise TypeError(f"out has dtype {out.dtype}; with dtype={dtype} it must have that")
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}; it must be the result's, {shape}")
@@ -67,8 +69,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> 
 
 def as_temperature(
     temperature: ArrayLike, shape: tuple[int, ...], axes: tuple[int, ...], allow_zero: bool
-) -> Array:
-    """The temperatures, of shape (1,), or of the shape with `axes` removed."""
+) -> NDArray[np.float64]:
+    """The temperatures, with as many dimensions as the shape; each has its length or is 1."""
     array = np.asarray(temperature)
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise TypeError(f"temperature has dtype {array.dtype}; it must be real")
@@ -80,19 +82,22 @@ def as_temperature(
             raise ValueError("temperature is 0.0; logsumexp has no limit there, it must be > 0")
         if lowest == 0.0:
             array = np.abs(array)  # -0.0 is 0
-    if array.ndim == 0:
-        return array.astype(np.float64).reshape(1)
     kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
     removed = tuple(n for i, n in enumerate(shape) if i not in axes)
-    try:
-        if array.ndim == len(shape):
-            return np.broadcast_to(array, kept).reshape(removed)
-        return np.broadcast_to(array, removed)
-    except ValueError:
+    values = np.ascontiguousarray(array, np.float64)  # at least one-dimensional
+    if array.ndim == len(shape):
+        full, limits = array.shape, kept
+    else:
+        full, limits = (1,) * (len(removed) - array.ndim) + array.shape, removed
+    if len(full) != len(limits) or any(n not in (1, m) for n, m in zip(full, limits, strict=True)):
         raise ValueError(
             f"temperature has shape {array.shape}; it must broadcast against {kept}, "
             f"or with fewer dimensions against {removed}"
-        ) from None
+        )
+    if array.ndim != len(shape):
+        given = iter(full)
+        full = tuple(1 if i in axes else next(given) for i in range(len(shape)))
+    return values.reshape(full)
 
 
 def as_where(where: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:

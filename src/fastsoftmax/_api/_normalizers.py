@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsoftmax._api import _arguments, _rows
+from fastsoftmax import _backends, _threads
+from fastsoftmax._api import _arguments, _batches
 from fastsoftmax._ops import OPS, Op
 
 Axis = int | tuple[int, ...] | None
@@ -21,42 +22,49 @@ def _apply(
     dtype: DTypeLike | None,
     keepdims: bool = False,
 ) -> Any:
+    if (
+        type(x) is np.ndarray
+        and x.size < _threads.SERIAL_BELOW
+        and where is None
+        and dtype is None
+        and type(axis) is int
+        and axis == -1
+        and (type(temperature) is float or (type(temperature) is int and temperature < 1 << 53))
+        and temperature > 0.0
+        and not keepdims
+    ):
+        # Where the work is little, the steps below would take most of the time.
+        result = _backends.current().run_small(op.name, x, temperature, out)
+        if result is not None:
+            return result[()] if out is None and result.ndim == 0 else result
     logits, result_dtype = _arguments.as_logits(x)
-    shape = logits.shape
+    given = logits.shape
     axes = _arguments.as_axes(axis, logits.ndim)
     if dtype is not None:
         result_dtype = _arguments.as_dtype(dtype)
     if logits.ndim == 0:
         logits = logits.reshape(1)
+    # With the axes of a row kept as 1 where it comes to a number.
+    kept = shape = logits.shape
     if op.reduces:
         kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
-        reduced = tuple(n for i, n in enumerate(logits.shape) if i not in axes)
-        result_shape = kept if keepdims else reduced
-    else:
-        reduced = logits.shape
-        result_shape = shape
     if type(temperature) is float and temperature > 0.0:
-        temperatures = np.array([temperature])
+        temperatures = np.full((1,) * logits.ndim, temperature)
     else:
-        temperatures = _arguments.as_temperature(
-            temperature, logits.shape, axes, op.zero_temperature
-        )
-    mask = None
-    if where is not None:
-        mask = _arguments.as_where(where, shape).reshape(logits.shape)
+        temperatures = _arguments.as_temperature(temperature, shape, axes, op.zero_temperature)
+    mask = None if where is None else _arguments.as_where(where, given).reshape(shape)
+    if not op.reduces:
+        result_shape = given
+    elif keepdims:
+        result_shape = kept if given else ()
+    else:
+        result_shape = tuple(n for i, n in enumerate(shape) if i not in axes)
     if out is None:
         result = np.empty(result_shape, result_dtype)
     else:
         result = _arguments.check_out(out, result_shape, None if dtype is None else result_dtype)
-    # The kernels' view of the result: without axes of length 1 that `keepdims` put in. Adding or
-    # dropping such axes never copies.
-    target = result.reshape(reduced)
-    if (
-        mask is not None
-        or axes != (logits.ndim - 1,)
-        or not _rows.run_direct(op, logits, temperatures, target)
-    ):
-        _rows.run(op, logits, axes, temperatures, mask, target)
+    # Adding or dropping axes of length 1 never copies.
+    _batches.run(op, logits, axes, temperatures, mask, result.reshape(kept))
     return result[()] if out is None and result.ndim == 0 else result
 
 

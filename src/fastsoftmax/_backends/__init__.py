@@ -220,7 +220,7 @@ def warmup() -> None:
 
 def config() -> dict[str, str]:
     """What `show_config` prints."""
-    from fastsoftmax import __version__
+    from fastsoftmax import __version__, _threads
 
     reasons = dict.fromkeys(_loaded, "loaded")
     reasons |= {name: f"not available: {_reason(name)}" for name in _failed}
@@ -228,6 +228,7 @@ def config() -> dict[str, str]:
         "fastsoftmax": __version__,
         "backend": backend(),
         **current().describe(),
+        "threads": str(_threads.get_num_threads()),
         **{f"{name} backend": reasons.get(name, "not loaded") for name in _LOADERS},
         "Python": platform.python_version(),
         "NumPy": np.__version__,
@@ -237,7 +238,8 @@ def config() -> dict[str, str]:
 
 
 def show_config() -> None:
-    """Print versions, the backend that serves, its instruction set, and why others do not.
+    """Print versions, the backend that serves, its instruction set, how many threads, and why other
+    backends do not serve.
 
     Examples
     --------

@@ -1,11 +1,11 @@
 """What a backend is."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 import numpy as np
+from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
@@ -36,12 +36,12 @@ class Batch:
     @property
     def rows(self) -> int:
         """How many rows there are."""
-        return int(np.prod(self.x.shape[: self.row_axes], dtype=np.int64))
+        return math.prod(self.x.shape[: self.row_axes])
 
     @property
     def cols(self) -> int:
         """How many entries a row has."""
-        return int(np.prod(self.x.shape[self.row_axes :], dtype=np.int64))
+        return math.prod(self.x.shape[self.row_axes :])
 
 
 class SplitRow(Protocol):
@@ -78,6 +78,28 @@ class Backend(Protocol):
             float64 where x or out is, else float32 with sums in float64.
         begin, end : int
             The range of rows, numbered in C order.
+        """
+        ...
+
+    def run_small(self, op: str, x: Array, temperature: float, out: Array | None) -> Array | None:
+        """Apply an operation over the last axis with the fewest steps, or do nothing at all.
+
+        A backend may always leave it to `run`, and has to where anything is uncommon.
+
+        Parameters
+        ----------
+        op : str
+        x : ndarray
+            Nothing is known of it.
+        temperature : float
+            Above 0.
+        out : object
+            None, or what the caller gave.
+
+        Returns
+        -------
+        ndarray or None
+            The result, which is `out` if that is not None; None if nothing was done.
         """
         ...
 

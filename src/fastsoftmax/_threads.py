@@ -1,0 +1,371 @@
+"""How many threads work on a call, and the pool they belong to.
+
+The pool is a queue and some daemon threads that start with the first call large enough for them.
+The caller works too and takes on whatever is left, so it never waits for a thread that has not
+begun: where no thread can be had (a second call at the same time, the end of the interpreter) the
+caller does everything. A forked child starts with a pool of its own, without threads.
+
+threadpoolctl finds thread pools by the libraries that are loaded; it sees and limits this one
+wherever the C module is loaded, if it was imported before fastsoftmax or before the first call that
+works in threads. It is never imported from here.
+"""
+
+import math
+import operator
+import os
+import sys
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fastsoftmax._backends._protocol import Backend, Batch
+from fastsoftmax._ops import Op
+
+# Entries below which a batch is not worth waking a thread for: some 30 us of work at memory speed,
+# and a thread is awake after 20 to 50.
+SERIAL_BELOW = 1 << 17
+
+# Entries of a row from which it is shared by the threads where there are few rows. Two steps, each
+# of which wakes the threads, need twice the work.
+SPLIT_FROM = 1 << 18
+
+# Entries that are taken at a time, at least: some 15 us of work, against a few for the next piece.
+_GRAIN = 1 << 16
+
+# Rows are dealt out in multiples of this where there are enough: whole vectors and cache lines of
+# rows that lie side by side.
+_ROWS = 64
+
+# Pieces for each thread, so that none waits long for another that the system has put aside.
+_PIECES = 4
+
+
+def run(backend: Backend, op: Op, batch: Batch, out: NDArray[Any]) -> None:
+    """Apply an operation to all rows of a batch; the bits are the same for any number of threads.
+
+    Parameters are those of `Backend.run`.
+    """
+    threads, size = _limit, batch.x.size
+    rows = batch.rows
+    if threads == 1 or size < SERIAL_BELOW:
+        backend.run(op.name, batch, out, 0, rows)
+        return
+    if "threadpoolctl" in sys.modules:
+        _register()
+    if rows < _PIECES * threads and size // rows >= SPLIT_FROM:
+        for row in range(rows):
+            _run_split(backend, op, batch, out, row, threads)
+        return
+    pieces = min(threads * _PIECES, max(size // _GRAIN, 1), rows)
+    step = -(-rows // pieces)
+    if step > _ROWS:
+        step = -(-step // _ROWS) * _ROWS
+
+    def work(i: int) -> None:
+        backend.run(op.name, batch, out, i * step, min(i * step + step, rows))
+
+    _pool.run(work, -(-rows // step), threads)
+
+
+def _run_split(
+    backend: Backend, op: Op, batch: Batch, out: NDArray[Any], row: int, threads: int
+) -> None:
+    """Work on the blocks of one row in threads."""
+    split = backend.split(op.name, batch, out, row)
+    pieces = min(threads * _PIECES, split.blocks)
+    edges = [split.blocks * i // pieces for i in range(pieces + 1)]
+    _pool.run(lambda i: split.reduce(edges[i], edges[i + 1]), pieces, threads)
+    split.merge()
+    if op.reduces:  # one number
+        split.write(0, split.blocks)
+    else:
+        _pool.run(lambda i: split.write(edges[i], edges[i + 1]), pieces, threads)
+
+
+class _Job:
+    """Pieces of work, numbered from 0, that several threads take in turn."""
+
+    def __init__(self, work: Callable[[int], None], pieces: int) -> None:
+        self._work: Callable[[int], None] | None = work
+        self._pieces = pieces
+        self._next = 0
+        self._helpers = 0
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        # Held until the last helper has left a job that is closed.
+        self._left = threading.Lock()
+        self._left.acquire()
+        self._closed = False
+
+    def run(self) -> None:
+        """What the caller does: work, then wait until nobody else does, whatever happens."""
+        try:
+            self._take()
+        finally:
+            self._close()
+        if self._error is not None:
+            raise self._error
+
+    def help(self) -> None:
+        """What a thread of the pool does."""
+        with self._lock:
+            if self._closed:
+                return
+            self._helpers += 1
+        try:
+            self._take()
+        except BaseException as error:
+            with self._lock:
+                self._error = error
+                self._next = self._pieces
+        finally:
+            with self._lock:
+                self._helpers -= 1
+                if self._closed and self._helpers == 0:
+                    self._left.release()
+
+    def _take(self) -> None:
+        work = self._work
+        assert work is not None
+        while True:
+            with self._lock:
+                piece = self._next
+                if piece >= self._pieces:
+                    return
+                self._next = piece + 1
+            work(piece)
+
+    def _close(self) -> None:
+        """Take no more pieces, and wait for those that are being worked on.
+
+        An interrupt here is put off until the arrays are nobody's.
+        """
+        interrupt = None
+        while True:
+            try:
+                with self._lock:
+                    self._closed = True
+                    self._next = self._pieces
+                    waiting = self._helpers > 0
+                if waiting:
+                    self._left.acquire()
+                break
+            except BaseException as error:
+                interrupt = error
+        # A thread that comes late finds a job that keeps no arrays.
+        self._work = None
+        if interrupt is not None:
+            raise interrupt
+
+
+class _Pool:
+    """Daemon threads that help with one job at a time."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._threads = 0
+        self._busy = threading.Lock()
+
+    def run(self, work: Callable[[int], None], pieces: int, threads: int) -> None:
+        """Call ``work(0)`` to ``work(pieces - 1)``, in `threads` threads if they are free."""
+        helpers = min(threads, pieces) - 1
+        if helpers < 1 or not self._busy.acquire(blocking=False):
+            for piece in range(pieces):
+                work(piece)
+            return
+        try:
+            job = _Job(work, pieces)
+            for _ in range(min(helpers, self._grow(helpers))):
+                self._jobs.put(job)
+            job.run()
+        finally:
+            self._busy.release()
+
+    def _grow(self, threads: int) -> int:
+        """Start threads until there are so many, or as many as can be had."""
+        while self._threads < threads:
+            name = f"fastsoftmax-{self._threads + 1}"
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter is ending, or the system has no more
+                break
+            self._threads += 1
+        return self._threads
+
+    def _serve(self) -> None:
+        while True:
+            self._jobs.get().help()
+
+
+_pool = _Pool()
+
+
+def _after_fork() -> None:
+    """In the child only the thread that forked is left, and any lock may be held for ever."""
+    global _pool
+    _pool = _Pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii", errors="replace") as file:
+        return file.read()
+
+
+def _cgroup_cpus(root: str = "") -> float:
+    """How many CPUs the control groups of this process let it use; infinity for no limit.
+
+    `root` stands before all paths, for tests.
+    """
+    limit = math.inf
+    try:
+        lines = _read(f"{root}/proc/self/cgroup").splitlines()
+    except OSError:
+        return limit
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            mount, files = f"{root}/sys/fs/cgroup", ["cpu.max"]
+        elif "cpu" in controllers.split(","):
+            mount, files = f"{root}/sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        # A limit on any group above counts. In a container the paths of its groups may not be there
+        # but the root of its tree is.
+        while True:
+            try:
+                quota, period = " ".join(_read(f"{mount}{path}/{name}") for name in files).split()
+                if quota not in ("max", "-1"):
+                    limit = min(limit, int(quota) / int(period))
+            except (OSError, ValueError, ZeroDivisionError):
+                pass
+            if path in ("", "/"):
+                break
+            path = path.rpartition("/")[0]
+    return limit
+
+
+def _cpus() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, min(count, math.ceil(min(_cgroup_cpus(), count))))
+
+
+def _from_environment() -> int:
+    """The number of threads to begin with."""
+    for variable in ("FASTSOFTMAX_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(variable, "").strip()
+        # OpenMP takes a list, one number for each level of nesting.
+        first = text.partition(",")[0].strip() if variable == "OMP_NUM_THREADS" else text
+        if not text:
+            continue
+        if not (first.isascii() and first.isdigit() and int(first) > 0):
+            raise ImportError(f"{variable} is {text!r}; it must be a whole number, 1 or more")
+        return int(first)
+    return _cpus()
+
+
+_limit = _from_environment()
+
+
+def get_num_threads() -> int:
+    """How many threads a call may work in, the caller's among them.
+
+    Returns
+    -------
+    int
+        At first the value of FASTSOFTMAX_NUM_THREADS, else that of OMP_NUM_THREADS, else the number
+        of CPUs that this process may use.
+
+    Examples
+    --------
+    >>> import fastsoftmax
+    >>> fastsoftmax.get_num_threads() >= 1
+    True
+    """
+    return _limit
+
+
+def set_num_threads(n: int) -> None:
+    """Let calls work in up to `n` threads, the caller's among them, in the whole process.
+
+    Small calls work in one whatever the number, and so does a call that is made while another one
+    works in threads. No result depends on it.
+
+    Parameters
+    ----------
+    n : int
+        1 or more.
+
+    Raises
+    ------
+    TypeError
+        If `n` is not an integer.
+    ValueError
+        If it is less than 1.
+
+    Examples
+    --------
+    >>> import fastsoftmax
+    >>> before = fastsoftmax.get_num_threads()
+    >>> fastsoftmax.set_num_threads(1)
+    >>> fastsoftmax.get_num_threads()
+    1
+    >>> fastsoftmax.set_num_threads(before)
+    """
+    global _limit
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n is a {type(n).__name__}; it must be an integer") from None
+    if count < 1:
+        raise ValueError(f"n is {count}; it must be 1 or more")
+    _limit = count
+
+
+_registered = False
+
+
+def _register() -> None:
+    """Make this pool known to threadpoolctl, which has been imported."""
+    global _registered
+    threadpoolctl: Any = sys.modules.get("threadpoolctl")
+    if _registered or not hasattr(threadpoolctl, "register"):
+        return
+    _registered = True
+    base: Any = threadpoolctl.LibController
+
+    class Controller(base):  # type: ignore[misc]
+        """The thread pool of fastsoftmax."""
+
+        user_api = "fastsoftmax"
+        internal_api = "fastsoftmax"
+        filename_prefixes = ("_c.",)
+        check_symbols = ("fastsoftmax_version",)
+
+        def get_num_threads(self) -> int:
+            return get_num_threads()
+
+        def set_num_threads(self, num_threads: int) -> None:
+            set_num_threads(num_threads)
+
+        def get_version(self) -> str:
+            from fastsoftmax import __version__
+
+            return __version__
+
+    threadpoolctl.register(Controller)
+
+
+_register()

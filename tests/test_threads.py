@@ -1,0 +1,648 @@
+"""Threads: how many, the same bits for any number, and nothing that hangs."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import OPS, assert_close
+from support import generator, same_bits
+
+import fastsoftmax
+from fastsoftmax import _backends, _threads, get_num_threads, set_num_threads
+from fastsoftmax._ops import OPS as TABLE
+
+EACH_OP = pytest.mark.parametrize("op", OPS)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    before = get_num_threads()
+    yield
+    set_num_threads(before)
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads are used for small arrays too."""
+    monkeypatch.setattr(_threads, "SERIAL_BELOW", 1)
+    monkeypatch.setattr(_threads, "SPLIT_FROM", 3000)
+    monkeypatch.setattr(_threads, "_GRAIN", 1)
+
+
+def run(script: str, **env: str) -> subprocess.CompletedProcess[str]:
+    settings = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("FASTSOFTMAX_") and k != "OMP_NUM_THREADS"
+    }
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
+        env={**settings, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def output(script: str, **env: str) -> str:
+    done = run(script, **env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+# ---- the same bits
+
+
+def calls() -> dict[str, tuple[np.ndarray, dict[str, object]]]:
+    rng = generator("threads")
+
+    def normal(*shape: int, dtype: str = "f4") -> np.ndarray:
+        return (rng.normal(size=shape) * 4).astype(dtype)
+
+    long = normal(2, 9001)
+    long[1, 5000] = np.inf
+    return {
+        "rows": (normal(301, 37), {}),
+        "few rows": (normal(3, 700), {}),
+        "small rows": (normal(2000, 3), {}),
+        "one long row": (normal(20_001), {}),
+        "long rows": (long, {"temperature": np.array([0.5, 2.0])}),
+        "a long row of float64": (normal(1, 10_000, dtype="f8"), {"temperature": 0.7}),
+        "a long row of float16": (normal(1, 10_000, dtype="f2"), {"temperature": 0.7}),
+        "a long row with a step": (normal(2, 20_000)[:, ::-2], {"temperature": 0.7}),
+        "a long masked row": (normal(1, 10_000), {"where": np.arange(10_000) % 3 > 0}),
+        "a long column": (normal(10_000, 2), {"axis": 0}),
+        "columns": (normal(37, 301), {"axis": 0, "temperature": rng.uniform(0.5, 2, 301)}),
+        "middle axis": (normal(11, 23, 13), {"axis": 1}),
+        "masked": (normal(97, 37), {"where": rng.random((97, 37)) < 0.5}),
+        "other result": (normal(97, 37), {"dtype": "f8"}),
+        "integers": (normal(97, 37).astype("i4"), {}),
+    }
+
+
+@EACH_OP
+def test_same_bits_for_any_number(backend: str, op: str, eager: None) -> None:
+    call = getattr(fastsoftmax, op)
+    for name, (x, kwargs) in calls().items():
+        set_num_threads(1)
+        want = np.asarray(call(x, **kwargs))
+        for threads in (2, 3, 4):
+            set_num_threads(threads)
+            assert same_bits(np.asarray(call(x, **kwargs)), want), (name, threads)
+
+
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+def test_in_place(backend: str, op: str, eager: None) -> None:
+    call = getattr(fastsoftmax, op)
+    set_num_threads(3)
+    for shape in ((301, 37), (2, 9001)):
+        x = generator(shape).normal(size=shape).astype("f4")
+        work = x.copy()
+        assert call(work, temperature=0.7, out=work) is work
+        assert_close(op, work, x, temperature=0.7)
+
+
+def test_real_sizes(backend: str) -> None:
+    """With the sizes that are built in: many rows, and one row that is split."""
+    if backend == "numpy":
+        pytest.skip("the reference takes long, and treats all sizes alike")
+    for shape in ((40, 8000), (1, 600_000)):
+        x = generator(shape).normal(size=shape).astype("f4")
+        set_num_threads(1)
+        want = fastsoftmax.softmax(x, temperature=0.7)
+        set_num_threads(2)
+        assert same_bits(fastsoftmax.softmax(x, temperature=0.7), want)
+
+
+class Spy:
+    """A backend that notes who calls it."""
+
+    def __init__(self, blocks: int = 8) -> None:
+        self.seen: list[tuple[int, int, str]] = []
+        self.blocks = blocks
+        self.together = threading.Barrier(2)
+
+    def run(self, op, batch, out, begin, end) -> None:
+        self.seen.append((begin, end, threading.current_thread().name))
+        out[begin:end] = begin
+        if len(self.seen) <= 2:
+            self.together.wait(10)
+
+    def split(self, op, batch, out, row) -> Spy:
+        return self
+
+    def reduce(self, begin, end) -> None:
+        self.seen.append((begin, end, "reduce"))
+
+    def merge(self) -> None:
+        self.seen.append((0, 0, "merge"))
+
+    def write(self, begin, end) -> None:
+        self.seen.append((begin, end, "write"))
+
+
+def batch(rows: int, cols: int) -> _backends._protocol.Batch:
+    return _backends._protocol.Batch(np.zeros((rows, cols), "f4"), 1, np.ones(rows))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 7, 64, 65, 1000, 4097])
+def test_every_row_once(rows: int, eager: None) -> None:
+    set_num_threads(2)
+    spy = Spy()
+    _threads.run(spy, TABLE["softmax"], batch(rows, 100), np.empty((rows, 100), "f4"))
+    ranges = sorted((begin, end) for begin, end, _ in spy.seen)
+    assert [i for begin, end in ranges for i in range(begin, end)] == list(range(rows))
+    assert all(begin < end for begin, end in ranges)
+    assert len(ranges) > 1
+    # Both waited for each other: the caller, and one of the pool.
+    names = {name for _, _, name in spy.seen}
+    assert threading.current_thread().name in names
+    assert any(name.startswith("fastsoftmax") for name in names)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 8, 31])
+@EACH_OP
+def test_every_block_once(blocks: int, op: str, eager: None) -> None:
+    set_num_threads(2)
+    spy = Spy(blocks)
+    _threads.run(spy, TABLE[op], batch(1, 5000), np.empty((1, 5000), "f4"))
+    steps = [what for _, _, what in spy.seen]
+    cut = steps.index("merge")
+    assert set(steps[:cut]) == {"reduce"}
+    assert set(steps[cut + 1 :]) == {"write"}
+    for part in (spy.seen[:cut], spy.seen[cut + 1 :]):
+        covered = [i for begin, end, _ in sorted(part) for i in range(begin, end)]
+        assert covered == list(range(blocks))
+
+
+def test_small_batches_stay_with_the_caller() -> None:
+    set_num_threads(4)
+    spy = Spy()
+    spy.together = threading.Barrier(1)
+    _threads.run(spy, TABLE["softmax"], batch(1000, 10), np.empty((1000, 10), "f4"))
+    assert spy.seen == [(0, 1000, threading.current_thread().name)]
+
+
+def test_use_backend_holds_in_the_pool(eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool's threads have contexts of their own, in which nothing was chosen."""
+    set_num_threads(2)
+    spy = Spy()
+    monkeypatch.setitem(_backends._loaded, "numpy", spy)
+    with _backends.use_backend("numpy"):
+        fastsoftmax.softmax(np.zeros((50, 9), "f4"), where=True)
+    assert len({name for _, _, name in spy.seen}) == 2
+
+
+# ---- the pool
+
+
+def together(pool: _threads._Pool, threads: int) -> set[str]:
+    """The names of threads that work on one job at the same time."""
+    barrier, names = threading.Barrier(threads), set()
+
+    def work(piece: int) -> None:
+        barrier.wait(10)
+        names.add(threading.current_thread().name)
+
+    pool.run(work, threads, threads)
+    return names
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_so_many_work_at_once(threads: int) -> None:
+    assert len(together(_threads._Pool(), threads)) == threads
+
+
+def test_fewer_threads_than_there_are() -> None:
+    pool = _threads._Pool()
+    together(pool, 4)
+    for threads in (1, 2, 3):
+        names = set()
+
+        def work(piece: int, names: set[str] = names) -> None:
+            names.add(threading.current_thread().name)
+            time.sleep(0.002)
+
+        pool.run(work, 20, threads)
+        assert len(names) <= threads
+
+
+def test_an_error_of_the_pool_reaches_the_caller() -> None:
+    pool = _threads._Pool()
+    caller = threading.current_thread()
+    barrier = threading.Barrier(2)
+
+    def work(piece: int) -> None:
+        if piece < 2:
+            barrier.wait(10)
+        if threading.current_thread() is not caller:
+            raise KeyError("from the pool")
+        time.sleep(0.01)
+
+    for _ in range(3):
+        with pytest.raises(KeyError, match="from the pool"):
+            pool.run(work, 50, 2)
+    assert len(together(pool, 2)) == 2
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_an_error_of_the_caller_leaves_nothing_running(error: type[BaseException]) -> None:
+    pool = _threads._Pool()
+    caller = threading.current_thread()
+    barrier = threading.Barrier(2)
+    running, after = 0, []
+
+    def work(piece: int) -> None:
+        nonlocal running
+        if piece < 2:
+            barrier.wait(10)
+        if threading.current_thread() is caller:
+            raise error
+        running += 1
+        time.sleep(0.05)
+        running -= 1
+        after.append(piece)
+
+    with pytest.raises(error):
+        pool.run(work, 50, 2)
+    assert running == 0
+    done = len(after)
+    time.sleep(0.15)
+    assert len(after) == done <= 1
+    assert len(together(pool, 2)) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_an_interrupt_while_the_caller_waits() -> None:
+    """Control-C while only the pool still works: it is waited for, then the interrupt arrives."""
+    pool = _threads._Pool()
+    caller = threading.current_thread()
+    barrier = threading.Barrier(2)
+    finished = []
+
+    def work(piece: int) -> None:
+        barrier.wait(10)
+        if threading.current_thread() is not caller:
+            time.sleep(0.05)
+            for _ in range(2):
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                time.sleep(0.05)
+            finished.append(piece)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.run(work, 2, 2)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert len(finished) == 1
+    assert len(together(pool, 2)) == 2
+
+
+def test_a_second_call_at_the_same_time_works_alone() -> None:
+    pool = _threads._Pool()
+    names = []
+
+    def inner(piece: int) -> None:
+        names.append(threading.current_thread().name)
+
+    def other() -> None:
+        pool.run(inner, 10, 2)
+
+    def work(piece: int) -> None:
+        if piece == 0:
+            thread = threading.Thread(target=other, name="another caller")
+            thread.start()
+            thread.join(10)
+            assert not thread.is_alive()
+
+    pool.run(work, 2, 2)
+    assert names == ["another caller"] * 10
+
+
+def test_many_callers_at_once(backend: str, eager: None) -> None:
+    set_num_threads(2)
+    x = generator("callers").normal(size=(50, 90)).astype("f4")
+    want = fastsoftmax.softmax(x, temperature=0.7)
+    server, wrong = _backends.current(), []
+
+    def caller() -> None:
+        out = np.empty_like(x)
+        for _ in range(20):
+            out[...] = 0
+            batch = _backends._protocol.Batch(x, 1, np.full(50, 0.7))
+            _threads.run(server, TABLE["softmax"], batch, out)
+            if not same_bits(out, want):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=caller) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not wrong
+
+
+def test_no_array_is_kept(eager: None) -> None:
+    set_num_threads(2)
+
+    class Work:
+        def __call__(self, piece: int) -> None:
+            time.sleep(0.001)
+
+    for _ in range(20):
+        work = Work()
+        ref = weakref.ref(work)
+        _threads._pool.run(work, 5, 2)
+        del work
+        gc.collect()
+        assert ref() is None
+
+
+# ---- forks and endings
+
+
+@needs_fork
+def test_a_forked_child_uses_threads_of_its_own() -> None:
+    script = """
+        import os, threading
+        import numpy as np
+        import fastsoftmax
+        from fastsoftmax import _threads
+        fastsoftmax.set_num_threads(2)
+        def both():
+            barrier = threading.Barrier(2)
+            _threads._pool.run(lambda piece: barrier.wait(10), 2, 2)
+        x = np.random.default_rng(0).normal(size=(300, 2000)).astype("f4")
+        want = fastsoftmax.softmax(x)
+        both()
+        for _ in range(3):
+            child = os.fork()
+            if child == 0:
+                both()
+                os._exit(0 if np.array_equal(fastsoftmax.softmax(x), want) else 1)
+            print(os.waitpid(child, 0)[1])
+        both()
+    """
+    assert output(script).split() == ["0"] * 3
+
+
+@needs_fork
+def test_a_fork_in_the_middle_of_a_call_of_another_thread() -> None:
+    script = """
+        import os, sys, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+        import numpy as np
+        import fastsoftmax
+        from fastsoftmax import _threads
+        fastsoftmax.set_num_threads(2)
+        forked, inside = threading.Event(), threading.Barrier(3)
+        def work(piece):
+            inside.wait(10)
+            forked.wait(20)
+        thread = threading.Thread(target=_threads._pool.run, args=(work, 2, 2))
+        thread.start()
+        inside.wait(10)  # both threads are at work, and the pool is busy
+        x = np.random.default_rng(0).normal(size=(300, 2000)).astype("f4")
+        child = os.fork()
+        if child == 0:
+            for _ in range(10):
+                fastsoftmax.softmax(x)
+            barrier = threading.Barrier(2)
+            _threads._pool.run(lambda piece: barrier.wait(10), 2, 2)
+            os._exit(0)
+        print(os.waitpid(child, 0)[1])
+        forked.set()
+        thread.join(20)
+        print(thread.is_alive())
+    """
+    assert output(script).split() == ["0", "False"]
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_multiprocessing(method: str, tmp_path: Path) -> None:
+    import multiprocessing
+
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"there is no {method} here")
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+            import multiprocessing, sys
+            import numpy as np
+            import fastsoftmax
+
+            def work(seed):
+                x = np.random.default_rng(seed).normal(size=(300, 2000)).astype("f4")
+                return float(fastsoftmax.softmax(x).sum())
+
+            if __name__ == "__main__":
+                fastsoftmax.set_num_threads(2)
+                work(0)
+                with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
+                    print(*(round(v) for v in pool.map(work, range(4))))
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py", method],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.split() == ["300"] * 4, done.stderr
+
+
+def test_at_the_end_of_the_interpreter() -> None:
+    """In functions that run at exit, and in the last destructors, with and without a pool."""
+    script = """
+        import atexit
+        import numpy as np
+        import fastsoftmax
+        fastsoftmax.set_num_threads(3)
+        x = np.ones((300, 2000), "f4")
+        class Late:
+            call = fastsoftmax.softmax
+            def __del__(self):
+                print(round(float(Late.call(x, temperature=0.7).sum())))
+        late = Late()
+        late.itself = late
+        atexit.register(lambda: print(round(float(fastsoftmax.softmax(x).sum()))))
+        EARLY
+    """
+    for early in ("fastsoftmax.softmax(x)", ""):
+        got = output(script.replace("EARLY", early)).split()
+        assert got[0] == "300"
+        assert set(got) == {"300"}
+
+
+# ---- how many
+
+
+def test_set_and_get(capsys: pytest.CaptureFixture[str]) -> None:
+    for n in (1, 3, np.int64(2)):
+        assert set_num_threads(n) is None
+        assert get_num_threads() == n
+        assert type(get_num_threads()) is int
+        fastsoftmax.show_config()
+        lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+        assert lines["threads"] == str(n)
+    for bad in (0, -1, -(10**30)):
+        with pytest.raises(ValueError, match=rf"n is {bad}"):
+            set_num_threads(bad)
+    for bad in (1.0, "2", None):
+        with pytest.raises(TypeError, match=r"n is a (float|str|NoneType)"):
+            set_num_threads(bad)
+    assert get_num_threads() == 2
+
+
+COUNT = "import fastsoftmax; print(fastsoftmax.get_num_threads())"
+
+
+@pytest.mark.parametrize(
+    ("env", "count"),
+    [
+        ({"FASTSOFTMAX_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "5"}, 5),
+        ({"OMP_NUM_THREADS": "5", "FASTSOFTMAX_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "5", "FASTSOFTMAX_NUM_THREADS": ""}, 5),
+        ({"OMP_NUM_THREADS": "6,2"}, 6),
+        ({"OMP_NUM_THREADS": " 7 "}, 7),
+        ({"OMP_NUM_THREADS": "many", "FASTSOFTMAX_NUM_THREADS": "1"}, 1),
+    ],
+)
+def test_environment(env: dict[str, str], count: int) -> None:
+    assert output(COUNT, **env) == str(count)
+
+
+@pytest.mark.parametrize("variable", ["FASTSOFTMAX_NUM_THREADS", "OMP_NUM_THREADS"])
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "²", "0x2"])
+def test_bad_environment(variable: str, value: str) -> None:
+    done = run(COUNT, **{variable: value})
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError")
+    assert variable in last
+    assert value in last
+    assert "whole number" in last
+
+
+def test_a_list_is_for_openmp_alone() -> None:
+    assert "FASTSOFTMAX_NUM_THREADS" in run(COUNT, FASTSOFTMAX_NUM_THREADS="2,2").stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
+def test_affinity() -> None:
+    cpu = min(os.sched_getaffinity(0))
+    assert output(f"import os; os.sched_setaffinity(0, {{{cpu}}}); {COUNT}") == "1"
+    assert int(output(COUNT)) <= len(os.sched_getaffinity(0))
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+V2, V1 = "0::/a/b\n", "12:memory:/x\n4:cpu,cpuacct:/docker/x\n1:name=systemd:/x\n0::/x\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        (None, {}, math.inf),
+        (V2, {}, math.inf),
+        (V2, {"a/b/cpu.max": "max 100000\n"}, math.inf),
+        (V2, {"a/b/cpu.max": "150000 100000\n"}, 1.5),
+        (V2, {"a/b/cpu.max": "400000 100000\n", "a/cpu.max": "250000 100000\n"}, 2.5),
+        (V2, {"a/b/cpu.max": "max 100000\n", "cpu.max": "20000 10000\n"}, 2),
+        ("0::/\n", {"cpu.max": "300000 100000\n"}, 3),
+        (V2, {"a/b/cpu.max": "nonsense"}, math.inf),
+        (V2, {"a/b/cpu.max": "1 0"}, math.inf),
+        (
+            V1,
+            {
+                "cpu/docker/x/cpu.cfs_quota_us": "200000\n",
+                "cpu/docker/x/cpu.cfs_period_us": "100000\n",
+            },
+            2,
+        ),
+        (V1, {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        (V1, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+    ],
+)
+def test_control_groups(
+    groups: str | None, files: dict[str, str], limit: float, tmp_path: Path
+) -> None:
+    if groups is not None:
+        write(tmp_path / "proc/self/cgroup", groups)
+    for name, text in files.items():
+        write(tmp_path / "sys/fs/cgroup" / name, text)
+    assert _threads._cgroup_cpus(str(tmp_path)) == limit
+
+
+@pytest.mark.parametrize(("limit", "count"), [(0.2, 1), (1.5, 2), (math.inf, 4), (9, 4)])
+def test_a_part_of_a_cpu_is_a_thread(
+    limit: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(_threads, "_cgroup_cpus", lambda: limit)
+    assert _threads._cpus() == count
+
+
+# ---- threadpoolctl
+
+SEEN = """
+    from threadpoolctl import threadpool_info, threadpool_limits
+    def ours():
+        return [i for i in threadpool_info() if i["user_api"] == "fastsoftmax"]
+    (info,) = ours()
+    assert info["num_threads"] == 3 and info["version"] == fastsoftmax.__version__, info
+    with threadpool_limits(1):
+        print(fastsoftmax.get_num_threads(), end=" ")
+    with threadpool_limits(limits={"fastsoftmax": 2}):
+        print(fastsoftmax.get_num_threads(), end=" ")
+    print(fastsoftmax.get_num_threads(), len(ours()))
+"""
+
+
+@pytest.mark.skipif(
+    fastsoftmax.available_backends()["c"] is not None or sys.platform == "win32",
+    reason="threadpoolctl knows a pool by its library",
+)
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import threadpoolctl, fastsoftmax",
+        "import fastsoftmax, numpy, threadpoolctl; fastsoftmax.softmax(numpy.ones((9, 90000)))",
+    ],
+    ids=["before", "after"],
+)
+def test_threadpoolctl(order: str) -> None:
+    pytest.importorskip("threadpoolctl")
+    got = output(f"{order}\n{textwrap.dedent(SEEN)}", FASTSOFTMAX_NUM_THREADS="3")
+    assert got == "1 2 3 1"
+
+
+def test_threadpoolctl_is_not_imported() -> None:
+    script = """
+        import sys, numpy, fastsoftmax
+        fastsoftmax.softmax(numpy.ones((9, 90000)))
+        print("threadpoolctl" in sys.modules)
+    """
+    assert output(script, FASTSOFTMAX_NUM_THREADS="2") == "False"
