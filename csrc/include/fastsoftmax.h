@@ -72,6 +72,20 @@ typedef struct fastsoftmax_axis {
     int64_t temperature;
 } fastsoftmax_axis;
 
+/* Changes to single logits, made as they are read. Of row r they are the entries
+ * [offsets[r], offsets[r + 1]) of the arrays, by ascending id, none twice. The logit x becomes y, in
+ * double, rounded to the type of the arithmetic:
+ *
+ *     y = x + bias;  y = y > 0 ? y / penalty : y * penalty;  y = y - reduction
+ */
+typedef struct fastsoftmax_edits {
+    const int64_t *offsets;
+    const int64_t *ids;
+    const double *bias;
+    const double *penalty;
+    const double *reduction;
+} fastsoftmax_edits;
+
 /* A batch of rows. The row axes number the rows, the last one fastest, and the column axes the
  * entries of a row likewise. Pointers need the natural alignment of their element type, no more.
  *
@@ -89,6 +103,10 @@ typedef struct fastsoftmax_axis {
  *   temperature    of each row; 0 and infinity are meant as the limits
  *   out            the result. It may be x itself with the same dtype and strides; any other
  *                  overlap with x, where or temperature is undefined
+ *   bitmask        NULL, or 32 entries a word: entry v of row r is masked where bit v % 32 of
+ *                  bitmask[r*bitmask_stride + v/32] is 0. With `where`, either masks
+ *   bitmask_stride words from row to row
+ *   edits          NULL, or changes to single logits
  */
 typedef struct fastsoftmax_batch {
     fastsoftmax_isa isa;
@@ -101,6 +119,9 @@ typedef struct fastsoftmax_batch {
     const uint8_t *where;
     const double *temperature;
     void *out;
+    const uint32_t *bitmask;
+    int64_t bitmask_stride;
+    const fastsoftmax_edits *edits;
 } fastsoftmax_batch;
 
 /* How many bytes of scratch memory a call on this batch needs: at most 1 MB while a row is shorter
@@ -193,6 +214,107 @@ FASTSOFTMAX_API fastsoftmax_status fastsoftmax_contiguous(fastsoftmax_op op, fas
                                                           int64_t cols, const void *x,
                                                           double temperature, void *out,
                                                           void *scratch);
+
+/* Scoring: what is read off rows without writing them.
+ *
+ * These functions read rows as all do (out and out_dtype count for nothing, but out_dtype has to be
+ * valid) and write to arrays of rows in the order of the batch, contiguous, in double or int64_t.
+ * A row has no distribution if an unmasked entry is NaN or +infinity, or if nothing is above
+ * -infinity. Log-probabilities have the error of double but for that of the terms, which is that of
+ * softmax; the maximum is kept out of the sum and its logarithm taken as log1p.
+ */
+
+/* ids: (rows, m), each in [0, cols) or -1 for none; an id outside is undefined behaviour.
+ * logprobs: (rows, m): -infinity for an entry that is masked or -infinity, NaN for an id of -1 and
+ * for the others of a row without a distribution.
+ * ranks: NULL, or (rows, m): 1 + the number of unmasked entries that are larger; 0 for NaN above.
+ * mean: NULL, or (rows): the mean of the log-probabilities of the unmasked entries.
+ * A row whose ids are all -1 is not read. */
+FASTSOFTMAX_API fastsoftmax_status fastsoftmax_token_logprobs(
+    const fastsoftmax_batch *batch, const int64_t *ids, int64_t m, double *logprobs, int64_t *ranks,
+    double *mean, int64_t row_begin, int64_t row_end, void *scratch);
+
+/* The k largest entries of each row, downward, equal ones by ascending id: ids and logprobs are
+ * (rows, k). Entries that are masked or -infinity never appear; places beyond the last one, and all
+ * of a row without a distribution, hold -1 and NaN. k is in [1, cols]. `scratch` is of
+ * fastsoftmax_topk_scratch_size bytes. A rising threshold skips blocks and entries that cannot be
+ * among them. */
+FASTSOFTMAX_API fastsoftmax_status fastsoftmax_topk(const fastsoftmax_batch *batch, int64_t k,
+                                                    int64_t *ids, double *logprobs,
+                                                    int64_t row_begin, int64_t row_end,
+                                                    void *scratch);
+FASTSOFTMAX_API size_t fastsoftmax_topk_scratch_size(const fastsoftmax_batch *batch, int64_t k);
+
+/* out: (rows, 4): log-sum-exp of x/T, mean and variance of x under softmax(x/T), entropy. NaN but
+ * for the first where there is no distribution; -infinity, 0, 0, 0 where all is masked. */
+FASTSOFTMAX_API fastsoftmax_status fastsoftmax_moments(const fastsoftmax_batch *batch, double *out,
+                                                       int64_t row_begin, int64_t row_end,
+                                                       void *scratch);
+
+/* out: (rows): sum(p*(log(p) - log(q))) of two batches of one shape, in double throughout. +infinity
+ * where q has no probability and p has; NaN where either has no distribution; 0 where all is masked.
+ * `scratch` is of fastsoftmax_kl_scratch_size bytes. */
+FASTSOFTMAX_API fastsoftmax_status fastsoftmax_kl_divergence(const fastsoftmax_batch *p,
+                                                             const fastsoftmax_batch *q,
+                                                             double *out, int64_t row_begin,
+                                                             int64_t row_end, void *scratch);
+FASTSOFTMAX_API size_t fastsoftmax_kl_scratch_size(const fastsoftmax_batch *p);
+
+/* What a row that is a part of a larger one comes to. maximum: (rows): the largest logit, NaN if
+ * there is one. rest: (rows): the sum of exp((x - maximum)/T) without one of the largest; 0 where the
+ * maximum is not finite. Two parts merge: the lesser one counts (1 + rest)*exp of the difference. */
+FASTSOFTMAX_API fastsoftmax_status fastsoftmax_reduce(const fastsoftmax_batch *batch,
+                                                      double *maximum, double *rest,
+                                                      int64_t row_begin, int64_t row_end,
+                                                      void *scratch);
+
+/* Writes batch->out as softmax or, with `logarithm`, as log_softmax, for rows that are parts of larger
+ * ones with these maxima and rests. */
+FASTSOFTMAX_API fastsoftmax_status fastsoftmax_normalize(const fastsoftmax_batch *batch,
+                                                         const double *maximum, const double *rest,
+                                                         int logarithm, int64_t row_begin,
+                                                         int64_t row_end, void *scratch);
+
+/* Sampling: what is left of each row, one number a row. The filters apply in this order to the
+ * entries from the largest down, equal ones by ascending id:
+ *
+ *   top_k   the first top_k survive; at least 1, cols and more switch it off
+ *   top_p   of those the fewest first ones whose mass reaches top_p of theirs; at least one; 1 is off
+ *   min_p   of those the ones with exp((x - max)/T) >= min_p; 0 is off
+ *
+ * At temperature 0 the first of the maxima alone is left. Masses are summed in double. */
+typedef struct fastsoftmax_filters {
+    const int64_t *top_k;
+    const double *top_p;
+    const double *min_p;
+} fastsoftmax_filters;
+
+/* Draws from what is left. uniforms: (rows, draws) in [0, 1); u draws the first survivor, by id, up to
+ * which the weights exp((x - max)/T) sum to more than u times their sum. Without `replace` what has
+ * been drawn is left out for the later draws of the row. ids, logprobs: (rows, draws); the
+ * log-probability is that among all survivors. -1 and NaN in a row without a distribution and where
+ * nothing is left. `scratch` is of fastsoftmax_sample_scratch_size bytes: some 24 for each entry of a
+ * row, of which those that no filter asks for are not touched. */
+FASTSOFTMAX_API fastsoftmax_status fastsoftmax_sample(
+    const fastsoftmax_batch *batch, const fastsoftmax_filters *filters, const double *uniforms,
+    int64_t draws, int replace, int64_t *ids, double *logprobs, int64_t row_begin, int64_t row_end,
+    void *scratch);
+
+/* counts: (rows): how many survive. */
+FASTSOFTMAX_API fastsoftmax_status fastsoftmax_count_survivors(const fastsoftmax_batch *batch,
+                                                               const fastsoftmax_filters *filters,
+                                                               int64_t *counts, int64_t row_begin,
+                                                               int64_t row_end, void *scratch);
+
+/* The survivors of row r, by ascending id, at the places from offsets[r] on, as many as
+ * fastsoftmax_count_survivors counts, and their log-probabilities among them. */
+FASTSOFTMAX_API fastsoftmax_status fastsoftmax_survivors(const fastsoftmax_batch *batch,
+                                                         const fastsoftmax_filters *filters,
+                                                         const int64_t *offsets, int64_t *ids,
+                                                         double *logprobs, int64_t row_begin,
+                                                         int64_t row_end, void *scratch);
+FASTSOFTMAX_API size_t fastsoftmax_sample_scratch_size(const fastsoftmax_batch *batch,
+                                                       const fastsoftmax_filters *filters);
 
 /* The best instruction set of this library that the CPU has and the operating system saves the
  * registers of. Asks the CPU each time (some microseconds in a virtual machine): keep the answer.

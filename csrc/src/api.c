@@ -161,7 +161,7 @@ fastsoftmax_status fastsoftmax_contiguous(fastsoftmax_op op, fastsoftmax_isa isa
     const int writes_rows = op != FASTSOFTMAX_OP_LOGSUMEXP;
     const fastsoftmax_axis axes[2] = {{rows, cols, writes_rows ? cols : 1, 0, 0},
                                       {cols, 1, 1, 0, 0}};
-    const fastsoftmax_batch batch = {isa, dtype, dtype, 1, 1, axes, x, NULL, &temperature, out};
+    const fastsoftmax_batch batch = {isa, dtype, dtype, 1, 1, axes, x, NULL, &temperature, out, NULL, 0, NULL};
     const fsm_kernels *kernels;
     const fastsoftmax_status status = check(&batch, &kernels);
     if (status != FASTSOFTMAX_OK)
@@ -172,6 +172,171 @@ fastsoftmax_status fastsoftmax_contiguous(fastsoftmax_op op, fastsoftmax_isa isa
     if (a % size || b % size || (!(a == b && writes_rows) && a < b + out_bytes && b < a + x_bytes))
         return FASTSOFTMAX_BAD_POINTER;
     return run(&batch, op, 0, rows, scratch);
+}
+
+/* Scoring and sampling: rows are checked, and that nothing that is needed is NULL. */
+static fastsoftmax_status check_score(const fastsoftmax_batch *batch, int64_t begin, int64_t end,
+                                      int pointers, const fsm_kernels **kernels)
+{
+    fastsoftmax_batch reads = *batch;
+    if (!reads.out)
+        reads.out = (void *)&reads; /* is not written */
+    fastsoftmax_status status = check(batch, kernels);
+    if (status == FASTSOFTMAX_OK)
+        status = check_rows(&reads, FASTSOFTMAX_OP_SOFTMAX, begin, end);
+    if (status == FASTSOFTMAX_OK && begin < end && !pointers)
+        status = FASTSOFTMAX_BAD_POINTER;
+    return status;
+}
+
+fastsoftmax_status fastsoftmax_token_logprobs(const fastsoftmax_batch *batch, const int64_t *ids,
+                                              int64_t m, double *logprobs, int64_t *ranks,
+                                              double *mean, int64_t row_begin, int64_t row_end,
+                                              void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status =
+        check_score(batch, row_begin, row_end, m == 0 || (ids && logprobs), &kernels);
+    if (status == FASTSOFTMAX_OK)
+        kernels->token_logprobs(batch, ids, m, logprobs, ranks, mean, row_begin, row_end, scratch);
+    return status;
+}
+
+fastsoftmax_status fastsoftmax_topk(const fastsoftmax_batch *batch, int64_t k, int64_t *ids,
+                                    double *logprobs, int64_t row_begin, int64_t row_end,
+                                    void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status =
+        check_score(batch, row_begin, row_end, ids && logprobs, &kernels);
+    if (status == FASTSOFTMAX_OK && (k < 1 || k > fsm_cols(batch)))
+        return FASTSOFTMAX_BAD_SHAPE;
+    if (status == FASTSOFTMAX_OK)
+        kernels->topk(batch, k, ids, logprobs, row_begin, row_end, scratch);
+    return status;
+}
+
+size_t fastsoftmax_topk_scratch_size(const fastsoftmax_batch *batch, int64_t k)
+{
+    const fsm_kernels *kernels;
+    if (check(batch, &kernels) != FASTSOFTMAX_OK || k < 0)
+        return 0;
+    return kernels->scratch_size(fsm_cols(batch)) + kernels->best_size(k);
+}
+
+fastsoftmax_status fastsoftmax_moments(const fastsoftmax_batch *batch, double *out,
+                                       int64_t row_begin, int64_t row_end, void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status =
+        check_score(batch, row_begin, row_end, out != NULL, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        kernels->moments(batch, out + 4 * row_begin, row_begin, row_end, scratch);
+    return status;
+}
+
+fastsoftmax_status fastsoftmax_kl_divergence(const fastsoftmax_batch *p, const fastsoftmax_batch *q,
+                                             double *out, int64_t row_begin, int64_t row_end,
+                                             void *scratch)
+{
+    const fsm_kernels *kernels;
+    fastsoftmax_status status = check_score(p, row_begin, row_end, out != NULL, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        status = check_score(q, row_begin, row_end, 1, &kernels);
+    if (status == FASTSOFTMAX_OK && (fsm_cols(p) != fsm_cols(q) || p->isa != q->isa))
+        return FASTSOFTMAX_BAD_SHAPE;
+    if (status == FASTSOFTMAX_OK)
+        find_table(p->isa)->kl_divergence(p, q, out, row_begin, row_end, scratch);
+    return status;
+}
+
+size_t fastsoftmax_kl_scratch_size(const fastsoftmax_batch *p)
+{
+    const fsm_kernels *kernels;
+    if (check(p, &kernels) != FASTSOFTMAX_OK)
+        return 0;
+    return find_table(p->isa)->type[FASTSOFTMAX_F64].scratch_size(fsm_cols(p));
+}
+
+fastsoftmax_status fastsoftmax_reduce(const fastsoftmax_batch *batch, double *maximum, double *rest,
+                                      int64_t row_begin, int64_t row_end, void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status =
+        check_score(batch, row_begin, row_end, maximum && rest, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        kernels->reduce(batch, maximum, rest, row_begin, row_end, scratch);
+    return status;
+}
+
+fastsoftmax_status fastsoftmax_normalize(const fastsoftmax_batch *batch, const double *maximum,
+                                         const double *rest, int logarithm, int64_t row_begin,
+                                         int64_t row_end, void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status =
+        check_score(batch, row_begin, row_end, maximum && rest && batch->out, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        kernels->normalize(batch, maximum, rest, logarithm, row_begin, row_end, scratch);
+    return status;
+}
+
+static int has_filters(const fastsoftmax_filters *filters)
+{
+    return filters && filters->top_k && filters->top_p && filters->min_p;
+}
+
+fastsoftmax_status fastsoftmax_sample(const fastsoftmax_batch *batch,
+                                      const fastsoftmax_filters *filters, const double *uniforms,
+                                      int64_t draws, int replace, int64_t *ids, double *logprobs,
+                                      int64_t row_begin, int64_t row_end, void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status = check_score(
+        batch, row_begin, row_end, has_filters(filters) && uniforms && ids && logprobs, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        kernels->sample(batch, filters, uniforms, draws, replace, ids, logprobs, row_begin, row_end,
+                        scratch);
+    return status;
+}
+
+fastsoftmax_status fastsoftmax_count_survivors(const fastsoftmax_batch *batch,
+                                               const fastsoftmax_filters *filters, int64_t *counts,
+                                               int64_t row_begin, int64_t row_end, void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status =
+        check_score(batch, row_begin, row_end, has_filters(filters) && counts, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        kernels->count_survivors(batch, filters, counts, row_begin, row_end, scratch);
+    return status;
+}
+
+fastsoftmax_status fastsoftmax_survivors(const fastsoftmax_batch *batch,
+                                         const fastsoftmax_filters *filters, const int64_t *offsets,
+                                         int64_t *ids, double *logprobs, int64_t row_begin,
+                                         int64_t row_end, void *scratch)
+{
+    const fsm_kernels *kernels;
+    const fastsoftmax_status status = check_score(
+        batch, row_begin, row_end, has_filters(filters) && offsets && ids && logprobs, &kernels);
+    if (status == FASTSOFTMAX_OK)
+        kernels->survivors(batch, filters, offsets, ids, logprobs, row_begin, row_end, scratch);
+    return status;
+}
+
+size_t fastsoftmax_sample_scratch_size(const fastsoftmax_batch *batch,
+                                       const fastsoftmax_filters *filters)
+{
+    const fsm_kernels *kernels;
+    if (check(batch, &kernels) != FASTSOFTMAX_OK)
+        return 0;
+    const int64_t rows = fsm_rows(batch), cols = fsm_cols(batch);
+    int64_t top_k = 1;
+    for (int64_t r = 0; r < rows; ++r)
+        if (filters->top_k[r] < cols && filters->top_k[r] > top_k)
+            top_k = filters->top_k[r];
+    return kernels->scratch_size(cols) + kernels->draw_size(cols, top_k);
 }
 
 const char *fastsoftmax_version(void)

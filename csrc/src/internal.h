@@ -11,6 +11,10 @@
 #include "fastsoftmax.h"
 
 #if defined(_MSC_VER)
+#  include <intrin.h>
+#endif
+
+#if defined(_MSC_VER)
 #  define FSM_INLINE static __forceinline
 #  define FSM_UNROLL
 #else
@@ -61,11 +65,34 @@ typedef struct fsm_kernels {
     void (*write_blocks)(const fastsoftmax_batch *batch, fastsoftmax_op op, int64_t row,
                          int64_t begin, int64_t end, void *shared, void *scratch);
     size_t (*scratch_size)(int64_t cols);
+    void (*token_logprobs)(const fastsoftmax_batch *batch, const int64_t *ids, int64_t m,
+                           double *logprobs, int64_t *ranks, double *mean, int64_t begin,
+                           int64_t end, void *scratch);
+    void (*topk)(const fastsoftmax_batch *batch, int64_t k, int64_t *ids, double *logprobs,
+                 int64_t begin, int64_t end, void *scratch);
+    size_t (*best_size)(int64_t k); /* what topk needs beside scratch_size */
+    void (*moments)(const fastsoftmax_batch *batch, double *out, int64_t begin, int64_t end,
+                    void *scratch);
+    void (*reduce)(const fastsoftmax_batch *batch, double *maximum, double *rest, int64_t begin,
+                   int64_t end, void *scratch);
+    void (*normalize)(const fastsoftmax_batch *batch, const double *maximum, const double *rest,
+                      int logarithm, int64_t begin, int64_t end, void *scratch);
+    size_t (*draw_size)(int64_t cols, int64_t top_k); /* what follows needs beside scratch_size */
+    void (*sample)(const fastsoftmax_batch *batch, const fastsoftmax_filters *filters,
+                   const double *uniforms, int64_t draws, int replace, int64_t *ids,
+                   double *logprobs, int64_t begin, int64_t end, void *scratch);
+    void (*count_survivors)(const fastsoftmax_batch *batch, const fastsoftmax_filters *filters,
+                            int64_t *counts, int64_t begin, int64_t end, void *scratch);
+    void (*survivors)(const fastsoftmax_batch *batch, const fastsoftmax_filters *filters,
+                      const int64_t *offsets, int64_t *ids, double *logprobs, int64_t begin,
+                      int64_t end, void *scratch);
 } fsm_kernels;
 
 /* The kernels of one instruction set, for float and double. */
 typedef struct fsm_kernel_table {
     fsm_kernels type[2];
+    void (*kl_divergence)(const fastsoftmax_batch *p, const fastsoftmax_batch *q, double *out,
+                          int64_t begin, int64_t end, void *scratch);
 } fsm_kernel_table;
 
 extern const fsm_kernel_table fsm_table_scalar;
@@ -100,12 +127,12 @@ FSM_INLINE size_t fsm_size_of(fastsoftmax_dtype dtype)
 
 /* Where the entry number `index` of some axes lies, and how many more follow on the last axis. */
 typedef struct fsm_place {
-    int64_t x, out, where, temperature, run;
+    int64_t x, out, where, temperature, run, row;
 } fsm_place;
 
 FSM_INLINE fsm_place fsm_locate(const fastsoftmax_axis *axes, int count, int64_t index)
 {
-    fsm_place place = {0, 0, 0, 0, 1};
+    fsm_place place = {0, 0, 0, 0, 1, index};
     for (int i = count - 1; i >= 0; --i) {
         const fastsoftmax_axis *axis = &axes[i];
         const int64_t at = i == 0 ? index : index % axis->size;
@@ -118,6 +145,18 @@ FSM_INLINE fsm_place fsm_locate(const fastsoftmax_axis *axes, int count, int64_t
             place.run = axis->size - at;
     }
     return place;
+}
+
+/* The place of the lowest bit that is set. */
+FSM_INLINE int fsm_lowest_bit(uint32_t bits)
+{
+#if defined(_MSC_VER)
+    unsigned long place;
+    _BitScanForward(&place, bits);
+    return (int)place;
+#else
+    return __builtin_ctz(bits);
+#endif
 }
 
 /* Numbers of 16 bits, one at a time. */

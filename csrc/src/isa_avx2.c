@@ -3,7 +3,7 @@
 
 #if defined(FSM_X86)
 #include <immintrin.h>
-FSM_TARGET_BEGIN("avx2,fma,f16c")
+FSM_TARGET_BEGIN("avx2,fma,f16c,popcnt")
 #include "simd/vec_avx2.h"
 #define FSM_TABLE fsm_table_avx2
 #include "instantiate.inc"

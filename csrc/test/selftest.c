@@ -75,7 +75,10 @@ static fastsoftmax_status call(int isa, int op, int x_dtype, int out_dtype, int 
                                      in,
                                      masked ? where : NULL,
                                      temperature,
-                                     out};
+                                     out,
+                                     NULL,
+                                     0,
+                                     NULL};
     const size_t size = fastsoftmax_scratch_size(&batch);
     void *scratch = malloc(2 * size + 64);
     void *aligned = (void *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);

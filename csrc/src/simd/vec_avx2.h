@@ -62,6 +62,13 @@ FSM_INLINE vec_f32 v_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm256_fm
 FSM_INLINE vec_f32 v_max_f32(vec_f32 a, vec_f32 b) { return _mm256_max_ps(a, b); }
 FSM_INLINE mask_f32 v_not_lt_f32(vec_f32 a, vec_f32 b) { return _mm256_cmp_ps(a, b, _CMP_NLT_UQ); }
 FSM_INLINE mask_f32 v_ne_f32(vec_f32 a, vec_f32 b) { return _mm256_cmp_ps(a, b, _CMP_NEQ_UQ); }
+FSM_INLINE mask_f32 v_lt_f32(vec_f32 a, vec_f32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+FSM_INLINE mask_f32 v_unordered_f32(vec_f32 a, vec_f32 b)
+{
+    return _mm256_cmp_ps(a, b, _CMP_UNORD_Q);
+}
+FSM_INLINE uint32_t v_bits_f32(mask_f32 m) { return (uint32_t)_mm256_movemask_ps(m); }
+FSM_INLINE int v_count_f32(mask_f32 m) { return (int)_mm_popcnt_u32(v_bits_f32(m)); }
 FSM_INLINE vec_f32 v_keep_f32(mask_f32 m, vec_f32 a) { return _mm256_and_ps(m, a); }
 FSM_INLINE vec_f32 v_select_f32(mask_f32 m, vec_f32 a, vec_f32 b)
 {
@@ -109,6 +116,13 @@ FSM_INLINE vec_f64 v_fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm256_fm
 FSM_INLINE vec_f64 v_max_f64(vec_f64 a, vec_f64 b) { return _mm256_max_pd(a, b); }
 FSM_INLINE mask_f64 v_not_lt_f64(vec_f64 a, vec_f64 b) { return _mm256_cmp_pd(a, b, _CMP_NLT_UQ); }
 FSM_INLINE mask_f64 v_ne_f64(vec_f64 a, vec_f64 b) { return _mm256_cmp_pd(a, b, _CMP_NEQ_UQ); }
+FSM_INLINE mask_f64 v_lt_f64(vec_f64 a, vec_f64 b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }
+FSM_INLINE mask_f64 v_unordered_f64(vec_f64 a, vec_f64 b)
+{
+    return _mm256_cmp_pd(a, b, _CMP_UNORD_Q);
+}
+FSM_INLINE uint32_t v_bits_f64(mask_f64 m) { return (uint32_t)_mm256_movemask_pd(m); }
+FSM_INLINE int v_count_f64(mask_f64 m) { return (int)_mm_popcnt_u32(v_bits_f64(m)); }
 FSM_INLINE vec_f64 v_keep_f64(mask_f64 m, vec_f64 a) { return _mm256_and_pd(m, a); }
 FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b)
 {

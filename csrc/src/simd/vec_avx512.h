@@ -57,6 +57,13 @@ FSM_INLINE mask_f32 v_not_lt_f32(vec_f32 a, vec_f32 b)
     return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ);
 }
 FSM_INLINE mask_f32 v_ne_f32(vec_f32 a, vec_f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+FSM_INLINE mask_f32 v_lt_f32(vec_f32 a, vec_f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+FSM_INLINE mask_f32 v_unordered_f32(vec_f32 a, vec_f32 b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q);
+}
+FSM_INLINE uint32_t v_bits_f32(mask_f32 m) { return m; }
+FSM_INLINE int v_count_f32(mask_f32 m) { return (int)_mm_popcnt_u32(m); }
 FSM_INLINE vec_f32 v_keep_f32(mask_f32 m, vec_f32 a) { return _mm512_maskz_mov_ps(m, a); }
 FSM_INLINE vec_f32 v_select_f32(mask_f32 m, vec_f32 a, vec_f32 b)
 {
@@ -96,6 +103,13 @@ FSM_INLINE mask_f64 v_not_lt_f64(vec_f64 a, vec_f64 b)
     return _mm512_cmp_pd_mask(a, b, _CMP_NLT_UQ);
 }
 FSM_INLINE mask_f64 v_ne_f64(vec_f64 a, vec_f64 b) { return _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ); }
+FSM_INLINE mask_f64 v_lt_f64(vec_f64 a, vec_f64 b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+FSM_INLINE mask_f64 v_unordered_f64(vec_f64 a, vec_f64 b)
+{
+    return _mm512_cmp_pd_mask(a, b, _CMP_UNORD_Q);
+}
+FSM_INLINE uint32_t v_bits_f64(mask_f64 m) { return m; }
+FSM_INLINE int v_count_f64(mask_f64 m) { return (int)_mm_popcnt_u32(m); }
 FSM_INLINE vec_f64 v_keep_f64(mask_f64 m, vec_f64 a) { return _mm512_maskz_mov_pd(m, a); }
 FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b)
 {

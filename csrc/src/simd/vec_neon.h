@@ -68,6 +68,17 @@ FSM_INLINE vec_f32 v_fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return vfmaq_f32
 FSM_INLINE vec_f32 v_max_f32(vec_f32 a, vec_f32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 FSM_INLINE mask_f32 v_not_lt_f32(vec_f32 a, vec_f32 b) { return vmvnq_u32(vcltq_f32(a, b)); }
 FSM_INLINE mask_f32 v_ne_f32(vec_f32 a, vec_f32 b) { return vmvnq_u32(vceqq_f32(a, b)); }
+FSM_INLINE mask_f32 v_lt_f32(vec_f32 a, vec_f32 b) { return vcltq_f32(a, b); }
+FSM_INLINE mask_f32 v_unordered_f32(vec_f32 a, vec_f32 b)
+{
+    return vmvnq_u32(vandq_u32(vceqq_f32(a, a), vceqq_f32(b, b)));
+}
+FSM_INLINE uint32_t v_bits_f32(mask_f32 m)
+{
+    const uint32_t lanes[LANES_f32] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(m, vld1q_u32(lanes)));
+}
+FSM_INLINE int v_count_f32(mask_f32 m) { return (int)vaddvq_u32(vshrq_n_u32(m, 31)); }
 FSM_INLINE vec_f32 v_keep_f32(mask_f32 m, vec_f32 a)
 {
     return vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(a)));
@@ -110,6 +121,16 @@ FSM_INLINE mask_f64 v_ne_f64(vec_f64 a, vec_f64 b)
 {
     return veorq_u64(vceqq_f64(a, b), vdupq_n_u64(~UINT64_C(0)));
 }
+FSM_INLINE mask_f64 v_lt_f64(vec_f64 a, vec_f64 b) { return vcltq_f64(a, b); }
+FSM_INLINE mask_f64 v_unordered_f64(vec_f64 a, vec_f64 b)
+{
+    return veorq_u64(vandq_u64(vceqq_f64(a, a), vceqq_f64(b, b)), vdupq_n_u64(~UINT64_C(0)));
+}
+FSM_INLINE uint32_t v_bits_f64(mask_f64 m)
+{
+    return (uint32_t)(vgetq_lane_u64(m, 0) & 1) | (uint32_t)(vgetq_lane_u64(m, 1) & 2);
+}
+FSM_INLINE int v_count_f64(mask_f64 m) { return (int)vaddvq_u64(vshrq_n_u64(m, 63)); }
 FSM_INLINE vec_f64 v_keep_f64(mask_f64 m, vec_f64 a)
 {
     return vreinterpretq_f64_u64(vandq_u64(m, vreinterpretq_u64_f64(a)));

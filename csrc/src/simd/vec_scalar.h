@@ -9,7 +9,10 @@
  *   v_prefetch, ..far         asks for a cache line, into the first cache or into the second
  *   v_widen_f16, v_widen_bf16 LANES_f32 numbers of 16 bits from memory, as floats
  *   v_narrow_f16, ..bf16      the way back, rounding to nearest even
+ *   v_lt                      a comparison that is false where a or b is NaN
+ *   v_unordered               whether a or b is NaN
  *   v_not_lt, v_ne            comparisons that are true where a or b is NaN
+ *   v_bits(m), v_count(m)     a mask as an integer, lane 0 lowest; how many of its lanes are set
  *   v_keep(m, a)              a where the mask is set, +0 elsewhere
  *   v_low_bits_to_exponent    the bits of the float, as an integer, shifted into the exponent field:
  *                             2^(k - bias) where the low bits are k, 0 < k < 2*bias + 1
@@ -111,6 +114,10 @@ FSM_INLINE float v_mul_f32(float a, float b) { return a * b; }
 FSM_INLINE float v_max_f32(float a, float b) { return a > b ? a : b; }
 FSM_INLINE int v_not_lt_f32(float a, float b) { return !(a < b); }
 FSM_INLINE int v_ne_f32(float a, float b) { return a != b; }
+FSM_INLINE int v_lt_f32(float a, float b) { return a < b; }
+FSM_INLINE int v_unordered_f32(float a, float b) { return a != a || b != b; }
+FSM_INLINE uint32_t v_bits_f32(int m) { return (uint32_t)m; }
+FSM_INLINE int v_count_f32(int m) { return m; }
 FSM_INLINE float v_keep_f32(int m, float a) { return m ? a : 0.0f; }
 FSM_INLINE float v_select_f32(int m, float a, float b) { return m ? a : b; }
 FSM_INLINE float v_low_bits_to_exponent_f32(float n)
@@ -141,6 +148,10 @@ FSM_INLINE double v_mul_f64(double a, double b) { return a * b; }
 FSM_INLINE double v_max_f64(double a, double b) { return a > b ? a : b; }
 FSM_INLINE int v_not_lt_f64(double a, double b) { return !(a < b); }
 FSM_INLINE int v_ne_f64(double a, double b) { return a != b; }
+FSM_INLINE int v_lt_f64(double a, double b) { return a < b; }
+FSM_INLINE int v_unordered_f64(double a, double b) { return a != a || b != b; }
+FSM_INLINE uint32_t v_bits_f64(int m) { return (uint32_t)m; }
+FSM_INLINE int v_count_f64(int m) { return m; }
 FSM_INLINE double v_keep_f64(int m, double a) { return m ? a : 0.0; }
 FSM_INLINE double v_select_f64(int m, double a, double b) { return m ? a : b; }
 FSM_INLINE double v_low_bits_to_exponent_f64(double n)
