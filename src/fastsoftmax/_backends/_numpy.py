@@ -4,6 +4,7 @@ What other backends compute in float32 is computed in float64 here, and what the
 in NumPy's longdouble, which is wider on most platforms.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ class _OneBlock:
     def __init__(
         self, backend: NumpyBackend, op: str, batch: Batch, out: NDArray[Any], row: int
     ) -> None:
-        self._run = lambda: backend.run(op, batch, out, row, row + 1)
+        self._run = partial(backend.run, op, batch, out, row, row + 1)
 
     def reduce(self, begin: int, end: int) -> None:
         """There is nothing to prepare."""
