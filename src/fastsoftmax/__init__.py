@@ -1,6 +1,21 @@
 """Temperature softmax, log-softmax and log-sum-exp of batches of logits, at memory speed."""
 
 from fastsoftmax._api import log_softmax, logsumexp, softmax
+from fastsoftmax._api._scoring import (
+    Moments,
+    TemperatureSweep,
+    TokenLogprobs,
+    TopK,
+    cross_entropy,
+    entropy,
+    kl_divergence,
+    moments,
+    openai_logprobs,
+    perplexity,
+    temperature_sweep,
+    token_logprobs,
+    topk_logprobs,
+)
 from fastsoftmax._backends import (
     available_backends,
     backend,
@@ -15,14 +30,27 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "Moments",
+    "TemperatureSweep",
+    "TokenLogprobs",
+    "TopK",
     "available_backends",
     "backend",
+    "cross_entropy",
+    "entropy",
     "get_num_threads",
+    "kl_divergence",
     "log_softmax",
     "logsumexp",
+    "moments",
+    "openai_logprobs",
+    "perplexity",
     "set_num_threads",
     "show_config",
     "softmax",
+    "temperature_sweep",
+    "token_logprobs",
+    "topk_logprobs",
     "use_backend",
     "warmup",
 ]

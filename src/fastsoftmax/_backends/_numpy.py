@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsoftmax._backends._numpy_scoring import ReferenceScoring
 from fastsoftmax._backends._protocol import Batch, SplitRow
 from fastsoftmax._ops import OPS
 
@@ -75,7 +76,7 @@ def logsumexp(row: Array, temperature: float) -> Result:
 _KERNELS = {"softmax": softmax, "log_softmax": log_softmax, "logsumexp": logsumexp}
 
 
-class NumpyBackend:
+class NumpyBackend(ReferenceScoring):
     """Rows one at a time through the functions of this module."""
 
     name = "numpy"
