@@ -265,7 +265,7 @@ def test_limits_of_the_temperature(dtype: str) -> None:
     x = np.array([[1, 4, 2, 4, -INF, 3]], dtype=make((1,), dtype).dtype)
     ids = np.arange(6)[None]
     cold, hot = -math.log(2), -math.log(5)
-    for t in (0.0, -0.0, 1e-300):
+    for t in (0.0, -0.0, 1e-320 if dtype == "float64" else 1e-300):
         got = token_logprobs(x, ids, temperature=t)
         assert_allclose(got.logprobs[0], [-INF, cold, -INF, cold, -INF, -INF], rtol=1e-7)
         assert_array_equal(got.ranks[0], [5, 1, 4, 1, 6, 3])
@@ -478,7 +478,7 @@ def test_entropy_beside_scipy(logits: np.ndarray) -> None:
     x = logits.astype("f8")
     want = scipy.stats.entropy(scipy.special.softmax(x / 0.8, axis=1), axis=1)
     assert_allclose(entropy(logits, temperature=0.8), want, rtol=3e-6)
-    assert_allclose(entropy(x, temperature=0.8), want, rtol=1e-12)
+    assert_allclose(entropy(x, temperature=0.8), want, rtol=1e-12, atol=1e-15)
 
 
 def test_moments_are_the_derivatives_by_the_inverse_temperature() -> None:
