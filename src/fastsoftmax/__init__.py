@@ -1,6 +1,7 @@
 """Temperature softmax, log-softmax and log-sum-exp of batches of logits, at memory speed."""
 
 from fastsoftmax._api import log_softmax, logsumexp, softmax
+from fastsoftmax._api._sampling import FilteredLogprobs, Sample, filtered_logprobs, sample
 from fastsoftmax._api._scoring import (
     Moments,
     TemperatureSweep,
@@ -30,7 +31,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "FilteredLogprobs",
     "Moments",
+    "Sample",
     "TemperatureSweep",
     "TokenLogprobs",
     "TopK",
@@ -38,6 +41,7 @@ __all__ = [
     "backend",
     "cross_entropy",
     "entropy",
+    "filtered_logprobs",
     "get_num_threads",
     "kl_divergence",
     "log_softmax",
@@ -45,6 +49,7 @@ __all__ = [
     "moments",
     "openai_logprobs",
     "perplexity",
+    "sample",
     "set_num_threads",
     "show_config",
     "softmax",

@@ -90,12 +90,6 @@ class TemperatureSweep(NamedTuple):
     nll: Any
 
 
-def _finish(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Any:
-    """A result in its own type; a NumPy scalar where no axis is left."""
-    with np.errstate(over="ignore", under="ignore"):
-        return values.astype(dtype, copy=False)[()]
-
-
 def _losses(
     name: str,
     logits: _vocab.Logits,
@@ -218,9 +212,9 @@ def cross_entropy(
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
     losses, counted = _losses("targets", checked, targets, ignore_index, label_smoothing)
     if reduction == "none":
-        return _finish(losses, checked.dtype)
+        return _vocab.finish(losses, checked.dtype)
     result = _mean(losses, counted) if reduction == "mean" else losses.sum()
-    return _finish(np.asarray(result), checked.dtype)
+    return _vocab.finish(np.asarray(result), checked.dtype)
 
 
 def perplexity(
@@ -258,7 +252,7 @@ def perplexity(
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
     losses, counted = _losses("targets", checked, targets, ignore_index, 0.0)
     with np.errstate(over="ignore"):
-        return _finish(np.exp(np.asarray(_mean(losses, counted))), checked.dtype)
+        return _vocab.finish(np.exp(np.asarray(_mean(losses, counted))), checked.dtype)
 
 
 def token_logprobs(
@@ -343,10 +337,10 @@ def token_logprobs(
     checked.run(call)
     top_shape = (*checked.shape, k)
     return TokenLogprobs(
-        _finish(logprobs.reshape(wanted), checked.dtype),
+        _vocab.finish(logprobs.reshape(wanted), checked.dtype),
         ranks.reshape(wanted)[()],
         top_ids.reshape(top_shape) if k else None,
-        _finish(top_logprobs.reshape(top_shape), checked.dtype) if k else None,
+        _vocab.finish(top_logprobs.reshape(top_shape), checked.dtype) if k else None,
     )
 
 
@@ -417,7 +411,7 @@ def topk_logprobs(
     if k:
         checked.run(call)
     shape = (*checked.shape, k)
-    return TopK(ids.reshape(shape), _finish(logprobs.reshape(shape), checked.dtype))
+    return TopK(ids.reshape(shape), _vocab.finish(logprobs.reshape(shape), checked.dtype))
 
 
 def _moments(checked: _vocab.Logits) -> NDArray[np.float64]:
@@ -464,7 +458,7 @@ def entropy(
     array([0.693147, 0.      ])
     """
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
-    return _finish(_moments(checked)[..., 3].copy(), checked.dtype)
+    return _vocab.finish(_moments(checked)[..., 3].copy(), checked.dtype)
 
 
 def moments(
@@ -508,7 +502,7 @@ def moments(
     """
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask, allow_zero=False)
     out = _moments(checked)
-    return Moments(*(_finish(out[..., i].copy(), checked.dtype) for i in range(4)))
+    return Moments(*(_vocab.finish(out[..., i].copy(), checked.dtype) for i in range(4)))
 
 
 def kl_divergence(
@@ -577,7 +571,7 @@ def kl_divergence(
         backend.kl_divergence(p, q, out[rows], begin, end)
 
     _vocab.run_both(p, q, call)
-    return _finish(out.reshape(p.shape), np.result_type(p.dtype, q.dtype))
+    return _vocab.finish(out.reshape(p.shape), np.result_type(p.dtype, q.dtype))
 
 
 def temperature_sweep(
@@ -665,7 +659,7 @@ def temperature_sweep(
 
     def result(values: NDArray[np.float64]) -> Any:
         moved = np.moveaxis(values.reshape(spread[:-1]), -1, 0)
-        return np.ascontiguousarray(_finish(moved, checked.dtype))
+        return np.ascontiguousarray(_vocab.finish(moved, checked.dtype))
 
     nll = None if ids is None else result(-logprobs[:, 0] + 0.0)
     return TemperatureSweep(result(out[:, 0]), result(out[:, 3]), nll)

@@ -217,3 +217,9 @@ def per_row(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLik
             f"{name} has shape {array.shape}; it must broadcast against the rows, {shape}"
         ) from None
     return np.ascontiguousarray(full, dtype=dtype).reshape(-1)
+
+
+def finish(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Any:
+    """A result in its own type; a NumPy scalar where no axis is left."""
+    with np.errstate(over="ignore", under="ignore"):
+        return values.astype(dtype, copy=False)[()]

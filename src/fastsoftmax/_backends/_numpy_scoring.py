@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsoftmax._backends._protocol import Batch, Edits, Float64, Int64
+from fastsoftmax._backends._protocol import Batch, Edits, Filters, Float64, Int64
 
 Wide = NDArray[np.floating]
 
@@ -110,6 +110,50 @@ def _log_softmax(z: Wide) -> Wide:
     return result
 
 
+def _survivors(row: _Row, filters: Filters, i: int) -> Int64:
+    """What the filters leave of row i, by ascending id."""
+    if not row.has_distribution:
+        return np.empty(0, np.int64)
+    if row.cold:
+        return np.array([np.argmax(row.values)])
+    top_k, top_p, min_p = filters.top_k[i], filters.top_p[i], filters.min_p[i]
+    if top_k >= len(row.values) and top_p == 1.0 and min_p == 0.0:
+        return np.flatnonzero(row.values > -np.inf)
+    best = row.order()
+    best = best[:top_k]
+    with np.errstate(under="ignore"):
+        weights = np.exp(row.z[best])
+    if top_p < 1.0:
+        mass = np.cumsum(weights)
+        # All that come before the sum reaches top_p, and the one with which it does.
+        count = np.count_nonzero(mass < top_p * mass[-1]) + 1
+        best, weights = best[:count], weights[:count]
+    if min_p > 0.0:
+        best = best[weights >= min_p]
+    return np.sort(best)
+
+
+def _draw(weights: Wide, uniforms: Wide) -> Int64:
+    """The places of the first cumulative weights above `uniforms` of the whole."""
+    mass = np.cumsum(weights)
+    last = np.searchsorted(mass, mass[-1])  # what follows has no weight
+    places: Int64 = np.minimum(np.searchsorted(mass, uniforms * mass[-1], side="right"), last)
+    return places
+
+
+def _draw_without_replacement(z: Wide, uniforms: Float64) -> list[int]:
+    """One place after the other, each among those that are left."""
+    left = np.arange(len(z))
+    places: list[int] = []
+    for u in uniforms[: len(z)]:
+        here = z[left]
+        with np.errstate(under="ignore"):
+            place = int(_draw(np.exp(here - here.max()), u))
+        places.append(int(left[place]))
+        left = np.delete(left, place)
+    return places
+
+
 class ReferenceScoring:
     """The methods of `Backend` that score and sample."""
 
@@ -206,3 +250,55 @@ class ReferenceScoring:
             maximum[i] = row.top
             with np.errstate(under="ignore"):
                 rest[i] = _rest(row.z) if row.has_distribution else 0.0
+
+    def sample(
+        self,
+        batch: Batch,
+        filters: Filters,
+        uniforms: Float64,
+        replace: bool,
+        ids: Int64,
+        logprobs: Float64,
+        begin: int,
+        end: int,
+    ) -> None:
+        ids[begin:end] = -1
+        logprobs[begin:end] = np.nan
+        for i in range(begin, end):
+            row = _Row(batch, i)
+            survivors = _survivors(row, filters, i)
+            if not survivors.size:
+                continue
+            z = row.z[survivors]
+            with np.errstate(under="ignore"):
+                if replace:
+                    places: Any = _draw(np.exp(z), uniforms[i])
+                else:
+                    places = _draw_without_replacement(z, uniforms[i])
+                ids[i, : len(places)] = survivors[places]
+                logprobs[i, : len(places)] = _log_softmax(z)[places]
+
+    def count_survivors(
+        self, batch: Batch, filters: Filters, counts: Int64, begin: int, end: int
+    ) -> None:
+        for i in range(begin, end):
+            counts[i] = len(_survivors(_Row(batch, i), filters, i))
+
+    def survivors(
+        self,
+        batch: Batch,
+        filters: Filters,
+        offsets: Int64,
+        ids: Int64,
+        logprobs: Float64,
+        begin: int,
+        end: int,
+    ) -> None:
+        for i in range(begin, end):
+            here = slice(offsets[i], offsets[i + 1])
+            row = _Row(batch, i)
+            survivors = _survivors(row, filters, i)
+            if survivors.size:
+                ids[here] = survivors
+                with np.errstate(under="ignore"):
+                    logprobs[here] = _log_softmax(row.z[survivors])

@@ -291,6 +291,84 @@ class Backend(Protocol):
         """
         ...
 
+    def sample(
+        self,
+        batch: Batch,
+        filters: Filters,
+        uniforms: Float64,
+        replace: bool,
+        ids: Int64,
+        logprobs: Float64,
+        begin: int,
+        end: int,
+    ) -> None:
+        """Draws from what the filters leave of each row.
+
+        With survivors of weight w = exp((x - max)/T) in the order of their ids and W the sum of
+        their weights, in float64, a uniform u draws the first one up to which the weights sum to
+        more than u * W; the last one of positive weight should rounding leave none.
+
+        Parameters
+        ----------
+        batch : Batch
+        filters : Filters
+        uniforms : ndarray of float64, (rows, n)
+            In [0, 1): one for each draw. n is at least 1 and may be large: the cost of a draw must
+            not grow with cols but by some blocks of it.
+        replace : bool
+            Whether a token may be drawn again. If not, what has been drawn is left out of the
+            weights and of W for the later draws of the row, in the order of the uniforms; max is
+            then the largest logit that is left, so that no weight is lost to rounding beside what
+            has been drawn, and any survivor can be.
+        ids : ndarray of int64, (rows, n)
+            Output. -1 in a row without a distribution, and for draws beyond the last survivor.
+        logprobs : ndarray of float64, (rows, n)
+            Output. The log-probability among all survivors of the row, whatever has been drawn
+            before: x/T normalised over the survivors, as exact as `token_logprobs`; 0 at
+            temperature 0. NaN where the id is -1.
+        """
+        ...
+
+    def count_survivors(
+        self, batch: Batch, filters: Filters, counts: Int64, begin: int, end: int
+    ) -> None:
+        """How many entries of each row the filters leave: 0 where it has no distribution.
+
+        Parameters
+        ----------
+        batch : Batch
+        filters : Filters
+        counts : ndarray of int64, (rows,)
+            Output.
+        """
+        ...
+
+    def survivors(
+        self,
+        batch: Batch,
+        filters: Filters,
+        offsets: Int64,
+        ids: Int64,
+        logprobs: Float64,
+        begin: int,
+        end: int,
+    ) -> None:
+        """The entries of each row that the filters leave, by ascending id.
+
+        Parameters
+        ----------
+        batch : Batch
+        filters : Filters
+        offsets : ndarray of int64, (rows + 1,)
+            Row i has the places [offsets[i], offsets[i + 1]) of the outputs, as many as
+            `count_survivors` counts for it. The first offset need not be 0.
+        ids : ndarray of int64
+            Output.
+        logprobs : ndarray of float64
+            Output. As of `sample`.
+        """
+        ...
+
     def warmup(self) -> None:
         """Compile or load whatever the first call would."""
         ...
