@@ -17,6 +17,7 @@ from fastsoftmax._api._scoring import (
     token_logprobs,
     topk_logprobs,
 )
+from fastsoftmax._api._state import SoftmaxState
 from fastsoftmax._backends import (
     available_backends,
     backend,
@@ -34,6 +35,7 @@ __all__ = [
     "FilteredLogprobs",
     "Moments",
     "Sample",
+    "SoftmaxState",
     "TemperatureSweep",
     "TokenLogprobs",
     "TopK",

@@ -1,6 +1,5 @@
 """sample and filtered_logprobs."""
 
-import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -236,14 +235,7 @@ def sample_rows(
     """`sample` for rows of which the first one is row `first_row` to the seed."""
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
     filters = _as_filters(checked, top_k, top_p, min_p)
-    draws = 1
-    if num_samples is not None:
-        try:
-            draws = operator.index(num_samples)
-        except TypeError:
-            raise TypeError(f"num_samples is {num_samples!r}; it must be an integer") from None
-        if draws < 0:
-            raise ValueError(f"num_samples is {draws}; it must not be negative")
+    draws = 1 if num_samples is None else _vocab.as_count("num_samples", num_samples)
     checked.edits = _edits.as_edits(
         checked, logit_bias, history, repetition_penalty, presence_penalty, frequency_penalty
     )

@@ -313,7 +313,7 @@ def token_logprobs(
                 f"token_ids has shape {ids.shape}; it must be that of the logits without their "
                 f"last axis, {checked.shape}, or that and one axis more"
             ) from None
-    k = _as_k("top_n", top_n, checked.cols)
+    k = _vocab.as_count("top_n", top_n, checked.cols)
     m = tail[0] if tail else 1
     ids = _vocab.check_range("token_ids", ids, checked.cols).reshape(checked.rows, m)
     logprobs = np.empty(ids.shape)
@@ -342,19 +342,6 @@ def token_logprobs(
         top_ids.reshape(top_shape) if k else None,
         _vocab.finish(top_logprobs.reshape(top_shape), checked.dtype) if k else None,
     )
-
-
-def _as_k(name: str, k: int, cols: int) -> int:
-    """A number of tokens."""
-    try:
-        count = int(np.asarray(k).__index__())
-    except TypeError:
-        raise TypeError(f"{name} is {k!r}; it must be an integer") from None
-    if not 0 <= count <= cols:
-        raise ValueError(
-            f"{name} is {count}; it must be in [0, {cols}], the size of the vocabulary"
-        )
-    return count
 
 
 def topk_logprobs(
@@ -400,7 +387,7 @@ def topk_logprobs(
     (array([[1, 3, 2]]), array([[-0.917576, -0.917576, -1.917576]]))
     """
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
-    k = _as_k("k", k, checked.cols)
+    k = _vocab.as_count("k", k, checked.cols)
     ids = np.empty((checked.rows, k), np.int64)
     logprobs = np.empty((checked.rows, k))
     backend = _backends.current()

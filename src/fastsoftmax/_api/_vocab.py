@@ -1,5 +1,6 @@
 """Logits with the vocabulary as their last axis: checked, and cut into batches for a backend."""
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,24 @@ class Logits:
         for rows, batch in self.batches():
             call(rows, batch, 0, batch.rows)
 
+    def index(self, rows: slice) -> Any:
+        """The index of rows counted in C order; it gives them one axis."""
+        if not self.shape:
+            return (None,)
+        return np.unravel_index(np.arange(rows.start, rows.stop), self.shape)
+
+    def take(self, ids: Int64) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The logits of some entries of each row, (rows, m), and which of these are not masked."""
+        places = ids.reshape((*self.shape, ids.shape[-1]))
+        values = np.take_along_axis(self.x, places, -1).reshape(ids.shape)
+        allowed = np.ones(ids.shape, np.bool_)
+        if self.where is not None:
+            allowed &= np.take_along_axis(self.where, places, -1).reshape(ids.shape)
+        if self.bitmask is not None:
+            words = np.take_along_axis(self.bitmask, ids // 32, -1)
+            allowed &= (words >> (ids % 32) & 1).astype(np.bool_)
+        return values.astype(np.float64), allowed
+
     @property
     def readable(self) -> bool:
         """Whether the kernels read the logits as they lie there."""
@@ -90,9 +109,7 @@ class Logits:
         step = max(1, CHUNK // max(self.cols, 1))
         for start in range(0, self.rows, step):
             rows = slice(start, min(start + step, self.rows))
-            index: Any = (None,)
-            if self.shape:
-                index = np.unravel_index(np.arange(rows.start, rows.stop), self.shape)
+            index = self.index(rows)
             edits = self.edits
             if edits is not None:
                 edits = Edits(
@@ -177,6 +194,19 @@ def _as_bitmask(token_bitmask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.
     if mask.size == words:
         return np.broadcast_to(np.ascontiguousarray(mask).reshape(1, words), (rows, words))
     return np.ascontiguousarray(full).reshape(rows, words)
+
+
+def as_count(name: str, value: Any, limit: int | None = None) -> int:
+    """A whole number from 0 to the size of the vocabulary, if that is the limit."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it must be an integer") from None
+    if limit is None and count < 0:
+        raise ValueError(f"{name} is {count}; it must not be negative")
+    if limit is not None and not 0 <= count <= limit:
+        raise ValueError(f"{name} is {count}; it must be in [0, {limit}], the vocabulary's size")
+    return count
 
 
 def as_ids(name: str, ids: ArrayLike) -> Array:

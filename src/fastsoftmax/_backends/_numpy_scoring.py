@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsoftmax._backends._protocol import Batch, Edits, Filters, Float64, Int64
+from fastsoftmax._backends._protocol import Array, Batch, Edits, Filters, Float64, Int64
 
 Wide = NDArray[np.floating]
 
@@ -67,7 +67,7 @@ class _Row:
         arithmetic = np.float64 if x.dtype == np.float64 else np.float32
         # log2(e)/T overflows in the arithmetic of the kernels.
         self.cold = self.temperature * float(np.finfo(arithmetic).max) < np.log2(np.e)
-        self.z = self._scaled()
+        self.z = self.scaled(self.top)
 
     @property
     def empty(self) -> bool:
@@ -78,9 +78,10 @@ class _Row:
     def has_distribution(self) -> bool:
         return bool(np.isfinite(self.top))
 
-    def _scaled(self) -> Wide:
-        values, top = self.values, self.top
-        if not self.has_distribution:
+    def scaled(self, top: Any) -> Wide:
+        """(values - top)/T for a maximum that this row may be but a part of."""
+        values = self.values
+        if not np.isfinite(top):
             return np.full(values.shape, np.nan)
         if np.isinf(self.temperature):
             return np.where(values > -np.inf, 0.0, -np.inf)
@@ -250,6 +251,25 @@ class ReferenceScoring:
             maximum[i] = row.top
             with np.errstate(under="ignore"):
                 rest[i] = _rest(row.z) if row.has_distribution else 0.0
+
+    def normalize(
+        self,
+        batch: Batch,
+        maximum: Float64,
+        rest: Float64,
+        log: bool,
+        out: Array,
+        begin: int,
+        end: int,
+    ) -> None:
+        for i in range(begin, end):
+            row = _Row(batch, i)
+            with np.errstate(under="ignore", over="ignore", invalid="ignore"):
+                z = row.scaled(row.values.dtype.type(maximum[i]))
+                result = z - np.log1p(rest[i]) if log else np.exp(z) / (1.0 + rest[i])
+                result = np.where(row.unmasked, result, -np.inf if log else 0.0)
+                index = _row_index(batch, i)
+                out[index] = result.reshape(out[index].shape)
 
     def sample(
         self,

@@ -291,6 +291,32 @@ class Backend(Protocol):
         """
         ...
 
+    def normalize(
+        self,
+        batch: Batch,
+        maximum: Float64,
+        rest: Float64,
+        log: bool,
+        out: Array,
+        begin: int,
+        end: int,
+    ) -> None:
+        """The probabilities of entries of larger rows that are known by (maximum, rest).
+
+        Parameters
+        ----------
+        batch : Batch
+        maximum, rest : ndarray of float64, (rows,), C-contiguous
+            As of `reduce`, of all entries of the larger row; the maximum is not less than any entry
+            here. Where it is not finite the larger row has no distribution.
+        log : bool
+            Whether to write log-probabilities.
+        out : ndarray of one of the four float dtypes, native and aligned, any strides
+            As of `run`: exp((x - maximum)/T)/(1 + rest) or its logarithm, with the limits of the
+            temperature; 0 or -infinity where masked, else NaN where there is no distribution.
+        """
+        ...
+
     def sample(
         self,
         batch: Batch,
