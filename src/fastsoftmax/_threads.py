@@ -54,22 +54,41 @@ def run(backend: Backend, op: Op, batch: Batch, out: NDArray[Any]) -> None:
     rows = batch.rows
     if threads == 1 or size < SERIAL_BELOW:
         backend.run(op.name, batch, out, 0, rows)
+    elif rows < _PIECES * threads and size // rows >= SPLIT_FROM:
+        if "threadpoolctl" in sys.modules:
+            _register()
+        for row in range(rows):
+            _run_split(backend, op, batch, out, row, threads)
+    else:
+        run_rows(lambda begin, end: backend.run(op.name, batch, out, begin, end), rows, size)
+
+
+def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
+    """Call ``work(begin, end)`` on ranges that make up all rows, in threads where that pays.
+
+    Parameters
+    ----------
+    work : callable
+        What any number of threads may do at once.
+    rows : int
+    size : int
+        Entries of all rows together.
+    """
+    threads = _limit
+    if threads == 1 or size < SERIAL_BELOW or rows < 2:
+        work(0, rows)
         return
     if "threadpoolctl" in sys.modules:
         _register()
-    if rows < _PIECES * threads and size // rows >= SPLIT_FROM:
-        for row in range(rows):
-            _run_split(backend, op, batch, out, row, threads)
-        return
     pieces = min(threads * _PIECES, max(size // _GRAIN, threads), rows)
     step = -(-rows // pieces)
     if step > _ROWS:
         step = -(-step // _ROWS) * _ROWS
 
-    def work(i: int) -> None:
-        backend.run(op.name, batch, out, i * step, min(i * step + step, rows))
+    def piece(i: int) -> None:
+        work(i * step, min(i * step + step, rows))
 
-    _pool.run(work, -(-rows // step), threads)
+    _pool.run(piece, -(-rows // step), threads)
 
 
 def _run_split(

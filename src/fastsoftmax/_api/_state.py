@@ -1,11 +1,12 @@
 """SoftmaxState: what a softmax needs to know of a row that is seen in pieces."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsoftmax import _backends
+from fastsoftmax import _backends, _threads
 from fastsoftmax._api import _arguments, _vocab
 from fastsoftmax._api._scoring import TopK
 from fastsoftmax._backends._protocol import Batch
@@ -373,9 +374,10 @@ class SoftmaxState:
         direct = place.dtype.isnative and place.flags.aligned and checked.readable
         for rows, batch in checked.batches(copied=not direct):
             target = place if direct else np.empty(batch.x.shape, place.dtype.newbyteorder("="))
-            backend.normalize(
-                batch, self._maximum[rows], self._rest[rows], log, target, 0, batch.rows
+            write = partial(
+                backend.normalize, batch, self._maximum[rows], self._rest[rows], log, target
             )
+            _threads.run_rows(write, batch.rows, batch.x.size)
             if not direct:
                 place[checked.index(rows)] = target
         if apart:

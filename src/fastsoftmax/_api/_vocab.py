@@ -3,11 +3,13 @@
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastsoftmax import _threads
 from fastsoftmax._api import _arguments
 from fastsoftmax._backends._protocol import Batch, Edits
 
@@ -64,7 +66,7 @@ class Logits:
         batch.
         """
         for rows, batch in self.batches():
-            call(rows, batch, 0, batch.rows)
+            _threads.run_rows(partial(call, rows, batch), batch.rows, batch.x.size)
 
     def index(self, rows: slice) -> Any:
         """The index of rows counted in C order; it gives them one axis."""
@@ -137,7 +139,7 @@ def run_both(p: Logits, q: Logits, call: Callable[[slice, Batch, Batch, int, int
     copied = not (p.readable and q.readable)
     pairs = zip(p.batches(copied=copied), q.batches(copied=copied), strict=True)
     for (rows, p_batch), (_, q_batch) in pairs:
-        call(rows, p_batch, q_batch, 0, p_batch.rows)
+        _threads.run_rows(partial(call, rows, p_batch, q_batch), p_batch.rows, p_batch.x.size)
 
 
 def as_logits(
@@ -160,14 +162,12 @@ def as_logits(
         raise ValueError(f"{name} is a scalar; its last axis must be the vocabulary")
     shape = array.shape[:-1]
     t = _arguments.as_temperature(temperature, array.shape, (array.ndim - 1,), allow_zero)
-    if t.shape != shape:
-        t = np.broadcast_to(t.reshape(()), shape)
     narrow = array.dtype.newbyteorder("=").name in _NARROW
     return Logits(
         array,
         shape,
         np.dtype(np.float32 if narrow else np.float64),
-        t.astype(np.float64, copy=False),
+        np.broadcast_to(t[..., 0], shape),
         None if where is None else _arguments.as_where(where, array.shape),
         None if token_bitmask is None else _as_bitmask(token_bitmask, array.shape),
     )
