@@ -90,31 +90,35 @@ class TemperatureSweep(NamedTuple):
     nll: Any
 
 
-def _losses(
-    name: str,
-    logits: _vocab.Logits,
-    targets: ArrayLike,
-    ignore_index: int | None,
-    label_smoothing: float,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The loss of each row in float64, 0 where it is ignored, and which rows count."""
+def as_targets(
+    name: str, targets: ArrayLike, shape: tuple[int, ...], ignore_index: int | None
+) -> NDArray[np.int64]:
+    """Targets for logits of a shape, checked: -1 for those that do not count."""
     ids = _vocab.as_ids(name, targets)
-    if ids.shape != logits.shape:
+    if ids.shape != shape[:-1]:
         raise ValueError(
             f"{name} has shape {ids.shape}; it must be that of the logits without their last axis, "
-            f"{logits.shape}"
+            f"{shape[:-1]}"
         )
+    cols = shape[-1]
     counted = np.ones(ids.shape, np.bool_) if ignore_index is None else ids != ignore_index
-    wrong = counted & ((ids < 0) | (ids >= logits.cols))
-    ids = np.where(counted, _vocab.check_range(name, ids, logits.cols, wrong), -1).reshape(-1, 1)
-    logprobs = np.empty(ids.shape)
+    wrong = counted & ((ids < 0) | (ids >= cols))
+    return np.where(counted, _vocab.check_range(name, ids, cols, wrong), -1)
+
+
+def _losses(
+    logits: _vocab.Logits, ids: NDArray[np.int64], label_smoothing: float = 0.0
+) -> NDArray[np.float64]:
+    """The loss of each row in float64, 0 where the target is -1."""
+    wanted = ids.reshape(-1, 1)
+    logprobs = np.empty(wanted.shape)
     mean = np.empty(logits.rows) if label_smoothing else None
     backend = _backends.current()
 
     def call(rows: slice, batch: Batch, begin: int, end: int) -> None:
         backend.token_logprobs(
             batch,
-            ids[rows],
+            wanted[rows],
             logprobs[rows],
             None,
             None if mean is None else mean[rows],
@@ -128,12 +132,19 @@ def _losses(
         with np.errstate(invalid="ignore"):
             smooth = -label_smoothing * mean
             loss = smooth if label_smoothing == 1.0 else (1.0 - label_smoothing) * loss + smooth
-    loss = np.where(counted.reshape(-1), loss, 0.0) + 0.0  # no negative zero
-    return loss.reshape(logits.shape), counted
+    loss = np.where(wanted[:, 0] >= 0, loss, 0.0) + 0.0  # no negative zero
+    return loss.reshape(ids.shape)
 
 
-def _mean(losses: NDArray[np.float64], counted: NDArray[np.bool_]) -> np.float64:
-    count = np.count_nonzero(counted)
+def token_losses(
+    logits: ArrayLike, targets: NDArray[np.int64], temperature: ArrayLike
+) -> NDArray[np.float64]:
+    """`cross_entropy` of each row, in float64, of what `as_targets` returned."""
+    return _losses(_vocab.as_logits(logits, temperature), targets)
+
+
+def _mean(losses: NDArray[np.float64], ids: NDArray[np.int64]) -> np.float64:
+    count = np.count_nonzero(ids >= 0)
     return losses.sum() / count if count else np.float64(np.nan)
 
 
@@ -210,10 +221,11 @@ def cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1]")
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
-    losses, counted = _losses("targets", checked, targets, ignore_index, label_smoothing)
+    ids = as_targets("targets", targets, checked.x.shape, ignore_index)
+    losses = _losses(checked, ids, label_smoothing)
     if reduction == "none":
         return _vocab.finish(losses, checked.dtype)
-    result = _mean(losses, counted) if reduction == "mean" else losses.sum()
+    result = _mean(losses, ids) if reduction == "mean" else losses.sum()
     return _vocab.finish(np.asarray(result), checked.dtype)
 
 
@@ -250,9 +262,10 @@ def perplexity(
     4.0
     """
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
-    losses, counted = _losses("targets", checked, targets, ignore_index, 0.0)
+    ids = as_targets("targets", targets, checked.x.shape, ignore_index)
+    losses = _losses(checked, ids)
     with np.errstate(over="ignore"):
-        return _vocab.finish(np.exp(np.asarray(_mean(losses, counted))), checked.dtype)
+        return _vocab.finish(np.exp(np.asarray(_mean(losses, ids))), checked.dtype)
 
 
 def token_logprobs(
@@ -622,13 +635,7 @@ def temperature_sweep(
     )
     ids = None
     if targets is not None:
-        ids = _vocab.as_ids("targets", targets)
-        if ids.shape != shape:
-            raise ValueError(
-                f"targets has shape {ids.shape}; it must be that of the logits without their last "
-                f"axis, {shape}"
-            )
-        ids = _vocab.check_range("targets", ids, cols)
+        ids = as_targets("targets", targets, array.shape, None)
         ids = np.ascontiguousarray(np.broadcast_to(ids[..., None], spread[:-1])).reshape(-1, 1)
     out = np.empty((checked.rows, 4))
     logprobs = np.empty((checked.rows, 1))
