@@ -142,6 +142,48 @@ static void check_probabilities(int dtype, int cols, double temperature)
     }
 }
 
+/* The call without a batch: the same bits, and it refuses what it cannot do. */
+static void check_contiguous(int dtype, int cols, const double *temperature)
+{
+    static union {
+        double align;
+        unsigned char bytes[(1 << 20) + 64];
+    } memory;
+    void *scratch = (void *)(((uintptr_t)memory.bytes + 63) & ~(uintptr_t)63);
+    const fastsoftmax_dtype type = (fastsoftmax_dtype)dtype;
+    for (int op = 0; op < OPS; ++op) {
+        const fastsoftmax_op which = (fastsoftmax_op)op;
+        call(0, op, dtype, dtype, cols, 0, 0, 0, temperature, x.bytes, want.bytes);
+        for (int i = 0; i < ISAS; ++i) {
+            const fastsoftmax_isa isa = (fastsoftmax_isa)i;
+            if (!fastsoftmax_has_isa(isa))
+                continue;
+            memset(got.bytes, 0x55, (size_t)(ROWS * cols) * sizes[dtype]);
+            if (fastsoftmax_contiguous(which, isa, type, ROWS, cols, x.bytes, *temperature,
+                                       got.bytes, scratch) != FASTSOFTMAX_OK)
+                fail("the status without a batch", i, op, cols, dtype, dtype);
+            compare("without a batch", i, op, dtype, dtype, cols, 0);
+            if (op != FASTSOFTMAX_OP_LOGSUMEXP) {
+                memcpy(got.bytes, x.bytes, (size_t)(ROWS * cols) * sizes[dtype]);
+                fastsoftmax_contiguous(which, isa, type, ROWS, cols, got.bytes, *temperature,
+                                       got.bytes, scratch);
+                compare("in place without a batch", i, op, dtype, dtype, cols, 0);
+            }
+        }
+        unsigned char *const p = got.bytes;
+        const size_t end = (size_t)(ROWS * cols - 1) * sizes[dtype]; /* the last entry */
+        memset(p, 7, end + sizes[dtype]);
+        if (fastsoftmax_contiguous(which, FASTSOFTMAX_ISA_SCALAR, type, ROWS, cols, p + 1, 1.0,
+                                   want.bytes, scratch) != FASTSOFTMAX_BAD_POINTER ||
+            fastsoftmax_contiguous(which, FASTSOFTMAX_ISA_SCALAR, type, ROWS, cols, want.bytes, 1.0,
+                                   p + 1, scratch) != FASTSOFTMAX_BAD_POINTER ||
+            fastsoftmax_contiguous(which, FASTSOFTMAX_ISA_SCALAR, type, ROWS, cols, p, 1.0, p + end,
+                                   scratch) != FASTSOFTMAX_BAD_POINTER ||
+            p[end] != 7)
+            fail("a bad pointer", 0, op, cols, dtype, dtype);
+    }
+}
+
 static void check(int cols, int x_dtype, int out_dtype, double t)
 {
     double temperature[ROWS];
@@ -187,9 +229,11 @@ static void check(int cols, int x_dtype, int out_dtype, double t)
                 }
             }
         }
+    for (int r = 0; r < ROWS; ++r)
+        temperature[r] = t;
+    if (x_dtype == out_dtype)
+        check_contiguous(x_dtype, cols, temperature);
     if (x_dtype == out_dtype && x_dtype <= FASTSOFTMAX_F64) {
-        for (int r = 0; r < ROWS; ++r)
-            temperature[r] = t;
         call(0, 0, x_dtype, out_dtype, cols, 0, 0, 0, temperature, x.bytes, want.bytes);
         check_probabilities(x_dtype, cols, t);
     }

@@ -1,6 +1,23 @@
 """Temperature softmax, log-softmax and log-sum-exp of batches of logits, at memory speed."""
 
 from fastsoftmax._api import log_softmax, logsumexp, softmax
+from fastsoftmax._api._sampling import FilteredLogprobs, Sample, filtered_logprobs, sample
+from fastsoftmax._api._scoring import (
+    Moments,
+    TemperatureSweep,
+    TokenLogprobs,
+    TopK,
+    cross_entropy,
+    entropy,
+    kl_divergence,
+    moments,
+    openai_logprobs,
+    perplexity,
+    temperature_sweep,
+    token_logprobs,
+    topk_logprobs,
+)
+from fastsoftmax._api._state import SoftmaxState
 from fastsoftmax._backends import (
     available_backends,
     backend,
@@ -15,14 +32,32 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "FilteredLogprobs",
+    "Moments",
+    "Sample",
+    "SoftmaxState",
+    "TemperatureSweep",
+    "TokenLogprobs",
+    "TopK",
     "available_backends",
     "backend",
+    "cross_entropy",
+    "entropy",
+    "filtered_logprobs",
     "get_num_threads",
+    "kl_divergence",
     "log_softmax",
     "logsumexp",
+    "moments",
+    "openai_logprobs",
+    "perplexity",
+    "sample",
     "set_num_threads",
     "show_config",
     "softmax",
+    "temperature_sweep",
+    "token_logprobs",
+    "topk_logprobs",
     "use_backend",
     "warmup",
 ]

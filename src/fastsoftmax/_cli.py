@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,6 +16,8 @@ from numpy.lib.array_utils import normalize_axis_index
 from numpy.lib.format import open_memmap
 
 import fastsoftmax
+from fastsoftmax._api._sampling import sample_rows
+from fastsoftmax._api._scoring import as_targets, token_losses
 from fastsoftmax._ops import OPS
 
 # Input that is worked on at a time. Large enough for a file that is read in columns to be read in
@@ -64,8 +66,50 @@ def _parser() -> _Parser:
             help="of the output (default: that of the input; float64 for integers)",
         )
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    _add_score(commands)
+    _add_sample(commands)
     commands.add_parser("info", help="versions, and the backend that serves")
     return parser
+
+
+def _add_score(commands: Any) -> None:
+    summary = "mean loss and perplexity of given tokens"
+    sub = commands.add_parser("score", help=summary, description=summary)
+    sub.add_argument("input", metavar="LOGITS.npy", help="logits, the vocabulary as the last axis")
+    sub.add_argument("targets", metavar="TARGETS.npy", help="a token id for each row of logits")
+    sub.add_argument(
+        "-t", "--temperature", type=float, default=1.0, help="divides the logits (default: 1)"
+    )
+    sub.add_argument(
+        "--ignore-index", type=int, default=-100, help="target that does not count (default: -100)"
+    )
+    sub.add_argument("-o", "--output", metavar="LOSSES.npy", help="the loss of each row as well")
+    sub.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+
+
+def _add_sample(commands: Any) -> None:
+    summary = "draw a token from each row of logits"
+    sub = commands.add_parser(
+        "sample",
+        help=summary,
+        description=f"{summary}; prints a line with its id and log-probability for each",
+    )
+    sub.add_argument("input", metavar="LOGITS.npy", help="logits, the vocabulary as the last axis")
+    sub.add_argument(
+        "-t", "--temperature", type=float, default=1.0, help="divides the logits (default: 1)"
+    )
+    sub.add_argument(
+        "--top-k", type=int, default=0, help="most probable tokens kept (default: all)"
+    )
+    sub.add_argument("--top-p", type=float, default=1.0, help="mass that is kept (default: 1)")
+    sub.add_argument(
+        "--min-p", type=float, default=0.0, help="least share of the best token's (default: 0)"
+    )
+    sub.add_argument("--seed", type=int, help="makes the draw repeatable")
+    sub.add_argument(
+        "-o", "--output", metavar="OUT.npz", help="write arrays ids and logprobs, print nothing"
+    )
+    sub.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # So that a run that is told to stop removes its temporary file, too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        _convert(args, parser.error)
+        {"score": _score, "sample": _sample}.get(args.command, _convert)(args, parser.error)
     except KeyboardInterrupt:
         return 130
     return 0
@@ -104,12 +148,7 @@ def _convert(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None
     """Apply the operation that the arguments name to a file."""
     name, _ = _COMMANDS[args.command]
     function = getattr(fastsoftmax, name)
-    x = _open_input(args.input, error)
-    if x.dtype.kind == "V" and x.dtype.names is None:
-        error(
-            f"{args.input} has dtype {x.dtype}; .npy has no name for bfloat16: "
-            "convert the logits to float32 before they are saved"
-        )
+    x = _open_logits(args.input, error)
     try:
         axis = normalize_axis_index(args.axis, max(x.ndim, 1))
         # No rows are enough to have the arguments checked and to learn the result's dtype.
@@ -121,27 +160,122 @@ def _convert(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None
     if OPS[name].reduces:
         shape = shape[:axis] + shape[axis + 1 :]
 
-    # The target of a link is replaced, not the link.
-    output = os.path.realpath(args.output)
-    if os.path.exists(output):
-        if not os.path.isfile(output):
-            error(f"{args.output} is not a regular file")
-        if os.path.samefile(args.input, output):
-            error(f"{args.output} is the input; the output must be another file")
-        if not os.access(output, os.W_OK):
-            error(f"cannot write {args.output}: it is read-only")
-    temporary = os.path.join(os.path.dirname(output), f".fastsoftmax-{os.urandom(6).hex()}.tmp")
-    try:
+    with _replaced(args.output, (args.input,), error) as temporary:
         out = _open_output(temporary, probe.dtype, shape)
         _run(function, x, axis, args.temperature, out, args.quiet)
         # Windows renames no file that is mapped.
         del out
+
+
+def _score(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None:
+    """Print the loss of a file of targets."""
+    x = _open_logits(args.input, error)
+    targets = _open_input(args.targets, error)
+    try:
+        # No rows are enough to have the arguments checked and to learn the result's dtype.
+        probe = fastsoftmax.entropy(np.empty((0, 1), x.dtype), temperature=args.temperature)
+        if x.ndim == 0 or targets.shape != x.shape[:-1]:
+            raise ValueError(
+                f"{args.targets} has shape {targets.shape}; it must be that of {args.input} "
+                f"without its last axis, {x.shape[:-1]}"
+            )
+        ids = as_targets("targets", targets, x.shape, args.ignore_index)
+    except (TypeError, ValueError, IndexError) as exc:
+        message = str(exc).replace("logits has", f"{args.input} has", 1)
+        error(message.replace("targets", args.targets, 1) if "targets" in message[:7] else message)
+    losses = np.empty(targets.shape)
+
+    def score(index: Index, logits: Any) -> None:
+        here: Any = (*index[: losses.ndim], ...)
+        losses[here] = token_losses(logits, ids[here], args.temperature)
+
+    def work() -> None:
+        _over(x, score, args.quiet)
+
+    if args.output is None:
+        work()
+    else:
+        with _replaced(args.output, (args.input, args.targets), error) as temporary:
+            work()
+            with open(temporary, "xb") as file:
+                np.save(file, losses.astype(probe.dtype))
+    count = int(np.count_nonzero(ids >= 0))
+    loss = losses.sum() / count if count else math.nan
+    with np.errstate(over="ignore"):
+        print(f"tokens      {count}\nloss        {loss:.9g}\nperplexity  {np.exp(loss):.9g}")
+
+
+def _sample(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None:
+    """Print or write a draw from each row of a file."""
+    x = _open_logits(args.input, error)
+    kwargs = {
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+    }
+    # What every chunk's rows are numbered on from.
+    seed = int.from_bytes(os.urandom(8), "little") if args.seed is None else args.seed
+    try:
+        if x.ndim == 0:
+            raise ValueError("logits is a scalar; its last axis must be the vocabulary")
+        probe = fastsoftmax.sample(np.empty((1, 1), x.dtype), seed=seed, **kwargs)
+    except (TypeError, ValueError) as exc:
+        error(str(exc).replace("logits", args.input, 1))
+    ids = np.empty(x.shape[:-1], np.int64)
+    logprobs = np.empty(x.shape[:-1], probe.logprobs.dtype)
+
+    def draw(index: Index, logits: Any) -> None:
+        index = index[: ids.ndim]
+        here: Any = (*index, ...)
+        first = tuple(i.start or 0 for i in index) + (0,) * (ids.ndim - len(index))
+        row = int(np.ravel_multi_index(first, ids.shape)) if first else 0
+        ids[here], logprobs[here] = sample_rows(logits, seed=seed, first_row=row, **kwargs)
+
+    if args.output is None:
+        _over(x, draw, args.quiet)
+        for token, logprob in zip(ids.flat, logprobs.flat, strict=True):
+            print(f"{token}\t{logprob:.9g}")
+        return
+    with _replaced(args.output, (args.input,), error) as temporary:
+        _over(x, draw, args.quiet)
+        with open(temporary, "xb") as file:
+            np.savez(file, ids=ids, logprobs=logprobs)
+
+
+@contextmanager
+def _replaced(
+    path: str, inputs: tuple[str, ...], error: Callable[[str], NoReturn]
+) -> Iterator[str]:
+    """The name of a temporary file, to be made, that takes the place of `path` in the end."""
+    # The target of a link is replaced, not the link.
+    output = os.path.realpath(path)
+    if os.path.exists(output):
+        if not os.path.isfile(output):
+            error(f"{path} is not a regular file")
+        if any(os.path.samefile(name, output) for name in inputs):
+            error(f"{path} is the input; the output must be another file")
+        if not os.access(output, os.W_OK):
+            error(f"cannot write {path}: it is read-only")
+    temporary = os.path.join(os.path.dirname(output), f".fastsoftmax-{os.urandom(6).hex()}.tmp")
+    try:
+        yield temporary
         os.replace(temporary, output)
     except OSError as exc:
-        error(f"cannot write {args.output}: {exc.strerror or exc}")
+        error(f"cannot write {path}: {exc.strerror or exc}")
     finally:
         with suppress(OSError):
             os.remove(temporary)
+
+
+def _open_logits(path: str, error: Callable[[str], NoReturn]) -> Any:
+    x = _open_input(path, error)
+    if x.dtype.kind == "V" and x.dtype.names is None:
+        error(
+            f"{path} has dtype {x.dtype}; .npy has no name for bfloat16: "
+            "convert the logits to float32 before they are saved"
+        )
+    return x
 
 
 def _open_input(path: str, error: Callable[[str], NoReturn]) -> Any:
@@ -173,16 +307,25 @@ def _open_output(path: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any
 def _run(
     function: Callable[..., Any], x: Any, axis: int, temperature: float, out: Any, quiet: bool
 ) -> None:
-    """Apply a function chunk by chunk."""
+    """Apply a function that writes chunk by chunk."""
+
+    def write(index: Index, logits: Any) -> None:
+        out_index = index if out.ndim == x.ndim else index[:axis] + index[axis + 1 :]
+        function(logits, axis, temperature=temperature, out=out[(*out_index, ...)])
+        _release(out)
+
+    _over(x, write, quiet, axis)
+
+
+def _over(x: Any, work: Callable[[Index, Any], None], quiet: bool, axis: int = -1) -> None:
+    """Call ``work(index, logits)`` for the chunks of a mapped file, none of which cuts `axis`."""
     bar = None if quiet else _progress_bar(x.size)
     try:
-        for index in _chunks(x.shape, axis, _CHUNK_BYTES // x.itemsize):
+        for index in _chunks(x.shape, axis % max(x.ndim, 1), _CHUNK_BYTES // x.itemsize):
             # The ellipsis makes an array of what would be a scalar.
             logits = x[(*index, ...)]
-            out_index = index if out.ndim == x.ndim else index[:axis] + index[axis + 1 :]
-            function(logits, axis, temperature=temperature, out=out[(*out_index, ...)])
+            work(index, logits)
             _release(x)
-            _release(out)
             if bar is not None:
                 bar.update(logits.size)
     finally:

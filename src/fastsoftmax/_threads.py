@@ -24,16 +24,18 @@ from numpy.typing import NDArray
 from fastsoftmax._backends._protocol import Backend, Batch
 from fastsoftmax._ops import Op
 
-# Entries below which a batch is not worth waking a thread for: some 30 us of work at memory speed,
-# and a thread is awake after 20 to 50.
-SERIAL_BELOW = 1 << 17
+# Entries below which a batch is not worth waking a thread for: some 200 us of work at memory speed.
+# On a machine of one's own a thread is awake after 10 to 20 us, on a virtual one whose other CPU
+# sleeps or is busy after up to 90, of which the caller spends 40 on the call that wakes it.
+SERIAL_BELOW = 1 << 19
 
 # Entries of a row from which it is shared by the threads where there are few rows. Two steps, each
 # of which wakes the threads, need twice the work.
-SPLIT_FROM = 1 << 18
+SPLIT_FROM = 1 << 20
 
-# Entries that are taken at a time, at least: some 15 us of work, against a few for the next piece.
-_GRAIN = 1 << 16
+# Entries that are taken at a time, at least: some 100 us of work. Between two pieces a thread may
+# have to wait for the interpreter's lock.
+_GRAIN = 1 << 18
 
 # Rows are dealt out in multiples of this where there are enough: whole vectors and cache lines of
 # rows that lie side by side.
@@ -52,30 +54,49 @@ def run(backend: Backend, op: Op, batch: Batch, out: NDArray[Any]) -> None:
     rows = batch.rows
     if threads == 1 or size < SERIAL_BELOW:
         backend.run(op.name, batch, out, 0, rows)
+    elif rows < _PIECES * threads and size // rows >= SPLIT_FROM:
+        if "threadpoolctl" in sys.modules:
+            _register()
+        for row in range(rows):
+            _run_split(backend, op, batch, out, row, threads)
+    else:
+        run_rows(lambda begin, end: backend.run(op.name, batch, out, begin, end), rows, size)
+
+
+def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
+    """Call ``work(begin, end)`` on ranges that make up all rows, in threads where that pays.
+
+    Parameters
+    ----------
+    work : callable
+        What any number of threads may do at once.
+    rows : int
+    size : int
+        Entries of all rows together.
+    """
+    threads = _limit
+    if threads == 1 or size < SERIAL_BELOW or rows < 2:
+        work(0, rows)
         return
     if "threadpoolctl" in sys.modules:
         _register()
-    if rows < _PIECES * threads and size // rows >= SPLIT_FROM:
-        for row in range(rows):
-            _run_split(backend, op, batch, out, row, threads)
-        return
-    pieces = min(threads * _PIECES, max(size // _GRAIN, 1), rows)
+    pieces = min(threads * _PIECES, max(size // _GRAIN, threads), rows)
     step = -(-rows // pieces)
     if step > _ROWS:
         step = -(-step // _ROWS) * _ROWS
 
-    def work(i: int) -> None:
-        backend.run(op.name, batch, out, i * step, min(i * step + step, rows))
+    def piece(i: int) -> None:
+        work(i * step, min(i * step + step, rows))
 
-    _pool.run(work, -(-rows // step), threads)
+    _pool.run(piece, -(-rows // step), threads)
 
 
 def _run_split(
     backend: Backend, op: Op, batch: Batch, out: NDArray[Any], row: int, threads: int
 ) -> None:
     """Work on the blocks of one row in threads."""
-    split = backend.split(op.name, batch, out, row)
-    pieces = min(threads * _PIECES, split.blocks)
+    split, size = backend.split(op.name, batch, out, row), batch.cols
+    pieces = min(threads * _PIECES, max(size // _GRAIN, threads), split.blocks)
     edges = [split.blocks * i // pieces for i in range(pieces + 1)]
     _pool.run(lambda i: split.reduce(edges[i], edges[i + 1]), pieces, threads)
     split.merge()
@@ -215,7 +236,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="ascii", errors="replace") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         return file.read()
 
 

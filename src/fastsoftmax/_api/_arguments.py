@@ -7,6 +7,8 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastsoftmax._api import _dlpack
+
 Array = NDArray[Any]
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -19,9 +21,14 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype in _NATIVE or dtype.name in _FLOATS
 
 
+def as_array(value: Any, name: str) -> Array:
+    """An array, the memory of another library's array, or what an array-like is worth."""
+    return _dlpack.as_ndarray(value, name) if _dlpack.speaks(value) else np.asarray(value)
+
+
 def as_logits(x: ArrayLike) -> tuple[Array, np.dtype[Any]]:
     """The array of logits and the dtype that its result has by default."""
-    array = np.asarray(x)
+    array = as_array(x, "x")
     dtype = array.dtype
     if dtype in _NATIVE:
         return array, dtype
@@ -42,36 +49,44 @@ def as_axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
 
 def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """The dtype asked for."""
-    if isinstance(dtype, str) and dtype == "bfloat16":
+    if str(dtype) in ("bfloat16", "torch.bfloat16"):
         import ml_dtypes
 
         dtype = ml_dtypes.bfloat16
-    result: np.dtype[Any] = np.dtype(dtype)
+    try:
+        result: np.dtype[Any] = np.dtype(dtype)
+    except TypeError:
+        # PyTorch's name of a type is NumPy's behind a dot.
+        library, _, name = str(dtype).partition(".")
+        if library != "torch" or name not in _FLOATS:
+            raise TypeError(f"dtype is {dtype!r}; it must be one of {', '.join(_FLOATS)}") from None
+        result = np.dtype(name)
     if not is_float(result):
         raise TypeError(f"dtype is {result}; it must be one of {', '.join(_FLOATS)}")
     return result if result.isnative else result.newbyteorder("=")
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> Array:
-    """The output array, fit to hold the result."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out is a {type(out).__name__}; it must be an ndarray")
-    if not is_float(out.dtype):
-        raise TypeError(f"out has dtype {out.dtype}; it must be one of {', '.join(_FLOATS)}")
-    if dtype is not None and out.dtype.name != dtype.name:
-        raise TypeError(f"out has dtype {out.dtype}; with dtype={dtype} it must have that")
-    if out.shape != shape:
-        raise ValueError(f"out has shape {out.shape}; it must be the result's, {shape}")
-    if not out.flags.writeable:
+def as_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> Array:
+    """The memory of the output, fit to hold the result."""
+    if not (isinstance(out, np.ndarray) or _dlpack.speaks(out)):
+        raise TypeError(f"out is a {type(out).__name__}; it must be an ndarray or DLPack array")
+    array = as_array(out, "out")
+    if not is_float(array.dtype):
+        raise TypeError(f"out has dtype {array.dtype}; it must be one of {', '.join(_FLOATS)}")
+    if dtype is not None and array.dtype.name != dtype.name:
+        raise TypeError(f"out has dtype {array.dtype}; with dtype={dtype} it must have that")
+    if array.shape != shape:
+        raise ValueError(f"out has shape {array.shape}; it must be the result's, {shape}")
+    if not array.flags.writeable:
         raise ValueError("out is read-only; it must be writeable")
-    return out
+    return array
 
 
 def as_temperature(
     temperature: ArrayLike, shape: tuple[int, ...], axes: tuple[int, ...], allow_zero: bool
 ) -> NDArray[np.float64]:
     """The temperatures, with as many dimensions as the shape; each has its length or is 1."""
-    array = np.asarray(temperature)
+    array = as_array(temperature, "temperature")
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise TypeError(f"temperature has dtype {array.dtype}; it must be real")
     if array.size:
@@ -102,7 +117,7 @@ def as_temperature(
 
 def as_where(where: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """The mask, of the shape of the logits."""
-    array = np.asarray(where)
+    array = as_array(where, "where")
     if array.dtype != np.bool_:
         raise TypeError(f"where has dtype {array.dtype}; it must be bool")
     try:

@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from fastsoftmax import _backends, _threads
-from fastsoftmax._api import _arguments, _batches
+from fastsoftmax._api import _arguments, _batches, _dlpack
 from fastsoftmax._ops import OPS, Op
 
 Axis = int | tuple[int, ...] | None
@@ -18,10 +18,13 @@ def _apply(
     axis: Axis,
     temperature: ArrayLike,
     where: ArrayLike | None,
-    out: NDArray[Any] | None,
+    out: Any,
     dtype: DTypeLike | None,
     keepdims: bool = False,
 ) -> Any:
+    foreign = None
+    if type(x) is not np.ndarray and _dlpack.speaks(x):
+        foreign, x = x, _dlpack.as_ndarray(x, "x")
     if (
         type(x) is np.ndarray
         and x.size < _threads.SERIAL_BELOW
@@ -36,7 +39,7 @@ def _apply(
         # Where the work is little, the steps below would take most of the time.
         result = _backends.current().run_small(op.name, x, temperature, out)
         if result is not None:
-            return result[()] if out is None and result.ndim == 0 else result
+            return result if out is not None else _dlpack.returned(result, foreign)
     logits, result_dtype = _arguments.as_logits(x)
     given = logits.shape
     axes = _arguments.as_axes(axis, logits.ndim)
@@ -59,13 +62,15 @@ def _apply(
         result_shape = kept if given else ()
     else:
         result_shape = tuple(n for i, n in enumerate(shape) if i not in axes)
-    if out is None:
-        result = np.empty(result_shape, result_dtype)
+    if out is not None:
+        result = _arguments.as_out(out, result_shape, None if dtype is None else result_dtype)
+    elif foreign is not None:
+        result = _dlpack.empty(result_shape, result_dtype)
     else:
-        result = _arguments.check_out(out, result_shape, None if dtype is None else result_dtype)
+        result = np.empty(result_shape, result_dtype)
     # Adding or dropping axes of length 1 never copies.
     _batches.run(op, logits, axes, temperatures, mask, result.reshape(kept))
-    return result[()] if out is None and result.ndim == 0 else result
+    return out if out is not None else _dlpack.returned(result, foreign)
 
 
 def softmax(
@@ -74,7 +79,7 @@ def softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
+    out: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Any:
     """Probabilities ``exp(x / temperature) / sum(exp(x / temperature))``.
@@ -83,7 +88,8 @@ def softmax(
     ----------
     x : array_like
         Logits, of any shape and layout. float16, bfloat16 (ml_dtypes), float32 and float64 keep
-        their dtype; bool and integers give float64.
+        their dtype; bool and integers give float64. An array of another library that speaks DLPack,
+        in CPU memory and without gradients, is read without a copy. So may those below be.
     axis : int, tuple of int or None, optional
         The axes that a row of logits lies along; all of them for None. Note that SciPy's default is
         None.
@@ -94,7 +100,7 @@ def softmax(
     where : array_like of bool, optional
         Broadcasts against `x`. Entries where it is False count for nothing, whatever they hold, and
         get 0.
-    out : ndarray, optional
+    out : ndarray or DLPack array, optional
         Where the result goes: of its shape, and of one of the four float dtypes, which then is the
         result's. It may be `x`.
     dtype : dtype_like, optional
@@ -103,14 +109,14 @@ def softmax(
 
     Returns
     -------
-    ndarray or scalar
+    ndarray, scalar or array of x's library
         Of the shape of `x`; `out` if that was given. A row with a NaN or +infinity in it, or with
         nothing above -infinity, is NaN.
 
     Raises
     ------
     TypeError
-        If a dtype is not supported.
+        If a dtype is not supported, or an array of another library cannot be read where it is.
     ValueError
         If a temperature is negative or NaN, or a shape does not fit, or `out` is read-only.
     numpy.exceptions.AxisError
@@ -145,7 +151,7 @@ def log_softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
+    out: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Any:
     """Log-probabilities ``x / temperature - log(sum(exp(x / temperature)))``.
@@ -157,7 +163,7 @@ def log_softmax(
 
     Returns
     -------
-    ndarray or scalar
+    ndarray, scalar or array of x's library
         As for `softmax`. Finite wherever it can be: there is no probability that underflows on the
         way.
 
@@ -192,7 +198,7 @@ def logsumexp(
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     keepdims: bool = False,
-    out: NDArray[Any] | None = None,
+    out: Any = None,
     dtype: DTypeLike | None = None,
 ) -> Any:
     """``log(sum(exp(x / temperature)))``, in one read and without a row of memory.
@@ -207,7 +213,7 @@ def logsumexp(
 
     Returns
     -------
-    ndarray or scalar
+    ndarray, scalar or array of x's library
         Of the shape of `x` without `axis`; a NumPy scalar if nothing is left of it. NaN for a row
         with a NaN in it, +infinity for one with +infinity, -infinity for one with nothing above
         -infinity.

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsoftmax._backends._numpy_scoring import ReferenceScoring
 from fastsoftmax._backends._protocol import Batch, SplitRow
 from fastsoftmax._c import ffi, lib
 from fastsoftmax._ops import OPS
@@ -65,7 +66,7 @@ _lend = ffi.from_buffer
 _contiguous = lib.fastsoftmax_contiguous
 
 
-class CBackend:
+class CBackend(ReferenceScoring):
     """The kernels of one instruction set.
 
     Parameters

@@ -13,6 +13,7 @@ except ModuleNotFoundError as cause:
         'the numba backend needs numba: pip install "fastsoftmax[numba]"', name=cause.name
     ) from cause
 
+from fastsoftmax._backends._numpy_scoring import ReferenceScoring
 from fastsoftmax._numba import kernels
 from fastsoftmax._ops import OPS
 
@@ -27,7 +28,7 @@ class _Unlocked:
         self.owner = a
 
 
-class NumbaBackend:
+class NumbaBackend(ReferenceScoring):
     """Kernels compiled at the first call for each type, or loaded from the cache."""
 
     name = "numba"

@@ -4,11 +4,13 @@ What other backends compute in float32 is computed in float64 here, and what the
 in NumPy's longdouble, which is wider on most platforms.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsoftmax._backends._numpy_scoring import ReferenceScoring
 from fastsoftmax._backends._protocol import Batch, SplitRow
 from fastsoftmax._ops import OPS
 
@@ -74,7 +76,7 @@ def logsumexp(row: Array, temperature: float) -> Result:
 _KERNELS = {"softmax": softmax, "log_softmax": log_softmax, "logsumexp": logsumexp}
 
 
-class NumpyBackend:
+class NumpyBackend(ReferenceScoring):
     """Rows one at a time through the functions of this module."""
 
     name = "numpy"
@@ -118,7 +120,7 @@ class _OneBlock:
     def __init__(
         self, backend: NumpyBackend, op: str, batch: Batch, out: NDArray[Any], row: int
     ) -> None:
-        self._run = lambda: backend.run(op, batch, out, row, row + 1)
+        self._run = partial(backend.run, op, batch, out, row, row + 1)
 
     def reduce(self, begin: int, end: int) -> None:
         """There is nothing to prepare."""

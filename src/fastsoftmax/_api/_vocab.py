@@ -1,0 +1,255 @@
+"""Logits with the vocabulary as their last axis: checked, and cut into batches for a backend."""
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from fastsoftmax import _threads
+from fastsoftmax._api import _arguments
+from fastsoftmax._backends._protocol import Batch, Edits
+
+Array = NDArray[Any]
+Int64 = NDArray[np.int64]
+
+_NARROW = ("float16", "bfloat16", "float32")
+# Entries that are converted at a time where no kernel reads the logits as they lie there, and of
+# which a second look comes out of the cache.
+CHUNK = 1 << 17
+
+
+@dataclass(slots=True)
+class Logits:
+    """Checked logits and all that goes with each row of them.
+
+    Attributes
+    ----------
+    x : ndarray
+        Of shape (*shape, cols), any supported dtype and layout.
+    shape : tuple of int
+        The leading axes, which number the rows.
+    dtype : dtype
+        Of real results: float32 for 16-bit and float32 logits, float64 for all else.
+    temperature : ndarray of float64
+        Of shape `shape`.
+    where : ndarray of bool, optional
+        Of x's shape.
+    bitmask : ndarray of int32, optional
+        Of shape (rows, words).
+    edits : Edits, optional
+    """
+
+    x: Array
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    temperature: NDArray[np.float64]
+    where: NDArray[np.bool_] | None
+    bitmask: NDArray[np.int32] | None
+    edits: Edits | None = None
+
+    @property
+    def rows(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def cols(self) -> int:
+        return int(self.x.shape[-1])
+
+    def run(self, call: Callable[[slice, Batch, int, int], None]) -> None:
+        """Calls ``call(rows, batch, begin, end)`` until all rows of all batches have been treated.
+
+        `rows` says which rows of the whole a batch is, and [begin, end) is a range of rows of that
+        batch.
+        """
+        for rows, batch in self.batches():
+            _threads.run_rows(partial(call, rows, batch), batch.rows, batch.x.size)
+
+    def index(self, rows: slice) -> Any:
+        """The index of rows counted in C order; it gives them one axis."""
+        if not self.shape:
+            return (None,)
+        return np.unravel_index(np.arange(rows.start, rows.stop), self.shape)
+
+    def take(self, ids: Int64) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The logits of some entries of each row, (rows, m), and which of these are not masked."""
+        places = ids.reshape((*self.shape, ids.shape[-1]))
+        values = np.take_along_axis(self.x, places, -1).reshape(ids.shape)
+        allowed = np.ones(ids.shape, np.bool_)
+        if self.where is not None:
+            allowed &= np.take_along_axis(self.where, places, -1).reshape(ids.shape)
+        if self.bitmask is not None:
+            words = np.take_along_axis(self.bitmask, ids // 32, -1)
+            allowed &= (words >> (ids % 32) & 1).astype(np.bool_)
+        return values.astype(np.float64), allowed
+
+    @property
+    def readable(self) -> bool:
+        """Whether the kernels read the logits as they lie there."""
+        x = self.x
+        return _arguments.is_float(x.dtype) and x.dtype.isnative and x.flags.aligned
+
+    def batches(self, *, copied: bool = False) -> Iterator[tuple[slice, Batch]]:
+        """Batches that make up all rows, each with the rows, in C order, that it is.
+
+        One batch of all if that can be and no copies are asked for, else copies of some rows each.
+        """
+        if not self.rows:
+            return
+        if self.readable and not copied:
+            yield (
+                slice(0, self.rows),
+                Batch(
+                    self.x, len(self.shape), self.temperature, self.where, self.bitmask, self.edits
+                ),
+            )
+            return
+        dtype = self.x.dtype.newbyteorder("=") if _arguments.is_float(self.x.dtype) else np.float64
+        step = max(1, CHUNK // max(self.cols, 1))
+        for start in range(0, self.rows, step):
+            rows = slice(start, min(start + step, self.rows))
+            index = self.index(rows)
+            edits = self.edits
+            if edits is not None:
+                edits = Edits(
+                    edits.offsets[rows.start : rows.stop + 1],
+                    edits.ids,
+                    edits.bias,
+                    edits.penalty,
+                    edits.reduction,
+                )
+            yield (
+                rows,
+                Batch(
+                    self.x[index].astype(dtype),
+                    1,
+                    self.temperature[index],
+                    None if self.where is None else self.where[index],
+                    None if self.bitmask is None else self.bitmask[rows],
+                    edits,
+                ),
+            )
+
+
+def run_both(p: Logits, q: Logits, call: Callable[[slice, Batch, Batch, int, int], None]) -> None:
+    """`Logits.run` for two of the same shape."""
+    copied = not (p.readable and q.readable)
+    pairs = zip(p.batches(copied=copied), q.batches(copied=copied), strict=True)
+    for (rows, p_batch), (_, q_batch) in pairs:
+        _threads.run_rows(partial(call, rows, p_batch, q_batch), p_batch.rows, p_batch.x.size)
+
+
+def as_logits(
+    logits: ArrayLike,
+    temperature: ArrayLike,
+    where: ArrayLike | None = None,
+    token_bitmask: ArrayLike | None = None,
+    *,
+    allow_zero: bool = True,
+    name: str = "logits",
+) -> Logits:
+    """Checks logits of shape (..., vocab) and what goes with them."""
+    array = np.asarray(logits)
+    if not _arguments.is_float(array.dtype) and array.dtype.kind not in "biu":
+        raise TypeError(
+            f"{name} has dtype {array.dtype}; it must be float16, bfloat16, float32, float64, bool "
+            "or an integer"
+        )
+    if array.ndim == 0:
+        raise ValueError(f"{name} is a scalar; its last axis must be the vocabulary")
+    shape = array.shape[:-1]
+    t = _arguments.as_temperature(temperature, array.shape, (array.ndim - 1,), allow_zero)
+    narrow = array.dtype.newbyteorder("=").name in _NARROW
+    return Logits(
+        array,
+        shape,
+        np.dtype(np.float32 if narrow else np.float64),
+        np.broadcast_to(t[..., 0], shape),
+        None if where is None else _arguments.as_where(where, array.shape),
+        None if token_bitmask is None else _as_bitmask(token_bitmask, array.shape),
+    )
+
+
+def _as_bitmask(token_bitmask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """A packed mask as (rows, words)."""
+    mask = np.asarray(token_bitmask)
+    if mask.dtype.newbyteorder("=") not in (np.dtype(np.int32), np.dtype(np.uint32)):
+        raise TypeError(f"token_bitmask has dtype {mask.dtype}; it must be int32")
+    mask = mask.astype(mask.dtype.newbyteorder("="), copy=False).view(np.int32)
+    words = -(-shape[-1] // 32)
+    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    wanted = (*shape[:-1], words)
+    try:
+        full = np.broadcast_to(mask, wanted)
+    except ValueError:
+        full = None
+    if full is None or mask.ndim == 0 or mask.shape[-1] != words:
+        raise ValueError(
+            f"token_bitmask has shape {mask.shape}; it must broadcast against {wanted}, a bit for "
+            "each entry of the vocabulary"
+        )
+    if mask.size == words:
+        return np.broadcast_to(np.ascontiguousarray(mask).reshape(1, words), (rows, words))
+    return np.ascontiguousarray(full).reshape(rows, words)
+
+
+def as_count(name: str, value: Any, limit: int | None = None) -> int:
+    """A whole number from 0 to the size of the vocabulary, if that is the limit."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it must be an integer") from None
+    if limit is None and count < 0:
+        raise ValueError(f"{name} is {count}; it must not be negative")
+    if limit is not None and not 0 <= count <= limit:
+        raise ValueError(f"{name} is {count}; it must be in [0, {limit}], the vocabulary's size")
+    return count
+
+
+def as_ids(name: str, ids: ArrayLike) -> Array:
+    """An array of integers."""
+    array = np.asarray(ids)
+    if array.dtype.kind not in "iu":
+        if array.size == 0 and array.dtype == np.float64:  # an empty list
+            return array.astype(np.int64)
+        raise TypeError(f"{name} has dtype {array.dtype}; it must be an integer")
+    return array
+
+
+def check_range(name: str, ids: Array, cols: int, wrong: NDArray[np.bool_] | None = None) -> Int64:
+    """The ids as int64, C-contiguous, if all are in [0, cols).
+
+    `wrong` says which are not, for a caller that lets some pass.
+    """
+    if wrong is None:
+        wrong = (ids < 0) | (ids >= cols)
+    if wrong.any():
+        first = tuple(int(i) for i in np.argwhere(wrong)[0])
+        place = f"[{', '.join(map(str, first))}]" if first else ""
+        raise IndexError(f"{name}{place} is {ids[first]}; it must be in [0, {cols})")
+    return np.array(ids, np.int64, copy=None, order="C")
+
+
+def per_row(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """One number for each row, flattened and contiguous; `dtype` is int64 or float64."""
+    array = np.asarray(value)
+    kinds = "iu" if np.dtype(dtype).kind == "i" else "biuf"
+    if array.dtype.kind not in kinds and array.dtype.name != "bfloat16":
+        wanted = "an integer" if kinds == "iu" else "real"
+        raise TypeError(f"{name} has dtype {array.dtype}; it must be {wanted}")
+    try:
+        full = np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} has shape {array.shape}; it must broadcast against the rows, {shape}"
+        ) from None
+    return np.ascontiguousarray(full, dtype=dtype).reshape(-1)
+
+
+def finish(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Any:
+    """A result in its own type; a NumPy scalar where no axis is left."""
+    with np.errstate(over="ignore", under="ignore"):
+        return values.astype(dtype, copy=False)[()]
