@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsoftmax._backends._numpy_scoring import ReferenceScoring
-from fastsoftmax._backends._protocol import Batch, SplitRow
+from fastsoftmax._backends._protocol import Array, Batch, Filters, Float64, Int64, SplitRow
 from fastsoftmax._c import ffi, lib
 from fastsoftmax._ops import OPS
 
@@ -33,7 +32,8 @@ ISAS = tuple(name for name, isa in _ISAS.items() if lib.fastsoftmax_has_isa(isa)
 _BYTES = ffi.typeof("char[]")
 _AXES = ffi.typeof("fastsoftmax_axis[]")
 _BATCH = ffi.typeof("fastsoftmax_batch *")
-_VOID, _DOUBLE, _MASK = map(ffi.typeof, ("void *", "double *", "uint8_t *"))
+_VOID, _DOUBLE, _INT64 = map(ffi.typeof, ("void *", "double *", "int64_t *"))
+_MASK, _WORDS = map(ffi.typeof, ("uint8_t *", "uint32_t *"))
 
 
 def _allocate(size: int) -> tuple[NDArray[np.uint8], Any]:
@@ -54,7 +54,10 @@ class _Scratch(threading.local):
 
     def of(self, batch: Any) -> Any:
         """Memory that is enough for a batch."""
-        size = lib.fastsoftmax_scratch_size(batch)
+        return self.sized(lib.fastsoftmax_scratch_size(batch))
+
+    def sized(self, size: int) -> Any:
+        """Memory of at least so many bytes."""
         if size > self.size:
             self.memory, self.pointer = _allocate(size)
             self.size = size
@@ -66,7 +69,7 @@ _lend = ffi.from_buffer
 _contiguous = lib.fastsoftmax_contiguous
 
 
-class CBackend(ReferenceScoring):
+class CBackend:
     """The kernels of one instruction set.
 
     Parameters
@@ -122,6 +125,148 @@ class CBackend(ReferenceScoring):
     def _struct(self, op: str, batch: Batch, out: NDArray[Any]) -> "_Struct":
         return _Struct(self._isa, not OPS[op].reduces, batch, out)
 
+    def token_logprobs(
+        self,
+        batch: Batch,
+        ids: Int64,
+        logprobs: Float64,
+        ranks: Int64 | None,
+        mean: Float64 | None,
+        begin: int,
+        end: int,
+    ) -> None:
+        struct = _Struct(self._isa, False, batch, None)
+        status = lib.fastsoftmax_token_logprobs(
+            struct.batch,
+            _lend("int64_t[]", ids),
+            ids.shape[1],
+            _lend("double[]", logprobs),
+            ffi.NULL if ranks is None else _lend("int64_t[]", ranks),
+            ffi.NULL if mean is None else _lend("double[]", mean),
+            begin,
+            end,
+            _scratch.of(struct.batch),
+        )
+        _check("token_logprobs", status)
+
+    def topk(
+        self, batch: Batch, k: int, ids: Int64, logprobs: Float64, begin: int, end: int
+    ) -> None:
+        struct = _Struct(self._isa, False, batch, None)
+        scratch = _scratch.sized(lib.fastsoftmax_topk_scratch_size(struct.batch, k))
+        status = lib.fastsoftmax_topk(
+            struct.batch, k, _lend("int64_t[]", ids), _lend("double[]", logprobs), begin, end, scratch
+        )
+        _check("topk", status)
+
+    def moments(self, batch: Batch, out: Float64, begin: int, end: int) -> None:
+        struct = _Struct(self._isa, False, batch, None)
+        status = lib.fastsoftmax_moments(
+            struct.batch, _lend("double[]", out), begin, end, _scratch.of(struct.batch)
+        )
+        _check("moments", status)
+
+    def kl_divergence(self, p: Batch, q: Batch, out: Float64, begin: int, end: int) -> None:
+        p_struct, q_struct = (_Struct(self._isa, False, batch, None) for batch in (p, q))
+        scratch = _scratch.sized(lib.fastsoftmax_kl_scratch_size(p_struct.batch))
+        status = lib.fastsoftmax_kl_divergence(
+            p_struct.batch, q_struct.batch, _lend("double[]", out), begin, end, scratch
+        )
+        _check("kl_divergence", status)
+
+    def reduce(self, batch: Batch, maximum: Float64, rest: Float64, begin: int, end: int) -> None:
+        struct = _Struct(self._isa, False, batch, None)
+        status = lib.fastsoftmax_reduce(
+            struct.batch,
+            _lend("double[]", maximum),
+            _lend("double[]", rest),
+            begin,
+            end,
+            _scratch.of(struct.batch),
+        )
+        _check("reduce", status)
+
+    def normalize(
+        self,
+        batch: Batch,
+        maximum: Float64,
+        rest: Float64,
+        log: bool,
+        out: Array,
+        begin: int,
+        end: int,
+    ) -> None:
+        struct = _Struct(self._isa, True, batch, out)
+        status = lib.fastsoftmax_normalize(
+            struct.batch,
+            _lend("double[]", maximum),
+            _lend("double[]", rest),
+            log,
+            begin,
+            end,
+            _scratch.of(struct.batch),
+        )
+        _check("normalize", status)
+
+    def sample(
+        self,
+        batch: Batch,
+        filters: Filters,
+        uniforms: Float64,
+        replace: bool,
+        ids: Int64,
+        logprobs: Float64,
+        begin: int,
+        end: int,
+    ) -> None:
+        struct, chosen = _Struct(self._isa, False, batch, None), _filters(filters)
+        status = lib.fastsoftmax_sample(
+            struct.batch,
+            chosen,
+            _lend("double[]", uniforms),
+            uniforms.shape[1],
+            replace,
+            _lend("int64_t[]", ids),
+            _lend("double[]", logprobs),
+            begin,
+            end,
+            _scratch.sized(lib.fastsoftmax_sample_scratch_size(struct.batch, chosen)),
+        )
+        _check("sample", status)
+
+    def count_survivors(
+        self, batch: Batch, filters: Filters, counts: Int64, begin: int, end: int
+    ) -> None:
+        struct, chosen = _Struct(self._isa, False, batch, None), _filters(filters)
+        scratch = _scratch.sized(lib.fastsoftmax_sample_scratch_size(struct.batch, chosen))
+        status = lib.fastsoftmax_count_survivors(
+            struct.batch, chosen, _lend("int64_t[]", counts), begin, end, scratch
+        )
+        _check("count_survivors", status)
+
+    def survivors(
+        self,
+        batch: Batch,
+        filters: Filters,
+        offsets: Int64,
+        ids: Int64,
+        logprobs: Float64,
+        begin: int,
+        end: int,
+    ) -> None:
+        struct, chosen = _Struct(self._isa, False, batch, None), _filters(filters)
+        status = lib.fastsoftmax_survivors(
+            struct.batch,
+            chosen,
+            _lend("int64_t[]", offsets),
+            _lend("int64_t[]", ids),
+            _lend("double[]", logprobs),
+            begin,
+            end,
+            _scratch.sized(lib.fastsoftmax_sample_scratch_size(struct.batch, chosen)),
+        )
+        _check("survivors", status)
+
     def warmup(self) -> None:
         """There is nothing to load."""
 
@@ -138,16 +283,24 @@ def _address(pointer: Any, a: NDArray[Any]) -> Any:
 
 
 class _Struct:
-    """A batch as the library takes it, with all that it points to."""
+    """A batch as the library takes it, with all that it points to.
+
+    `out` is None for a function that has its own outputs.
+    """
 
     __slots__ = ("_kept", "batch")
 
-    def __init__(self, isa: int, writes_rows: bool, batch: Batch, out: NDArray[Any]) -> None:
+    def __init__(self, isa: int, writes_rows: bool, batch: Batch, out: Array | None) -> None:
         x, where, t = batch.x, batch.where, batch.temperature
         rows = batch.row_axes
         zeros = (0,) * x.ndim
         none = zeros[rows:]
-        x_size, out_size = x.itemsize, out.itemsize
+        x_size = x.itemsize
+        if out is None:
+            out_size, out_strides = 1, zeros
+        else:
+            out_size = out.itemsize
+            out_strides = out.strides if writes_rows else out.strides + none
         axes = ffi.new(
             _AXES,
             [
@@ -155,29 +308,49 @@ class _Struct:
                 for n, sx, so, sw, st in zip(
                     x.shape,
                     x.strides,
-                    out.strides if writes_rows else out.strides + none,
+                    out_strides,
                     zeros if where is None else where.strides,
                     t.strides + none,
                     strict=True,
                 )
             ],
         )
+        x_code = _CODES.get(x.dtype, lib.FASTSOFTMAX_BF16)
+        bitmask, edits = batch.bitmask, ffi.NULL
+        if batch.edits is not None:
+            e = batch.edits
+            edits = ffi.new(
+                "fastsoftmax_edits *",
+                [
+                    _address(pointer, a)
+                    for pointer, a in (
+                        (_INT64, e.offsets),
+                        (_INT64, e.ids),
+                        (_DOUBLE, e.bias),
+                        (_DOUBLE, e.penalty),
+                        (_DOUBLE, e.reduction),
+                    )
+                ],
+            )
         self.batch = ffi.new(
             _BATCH,
             (
                 isa,
-                _CODES.get(x.dtype, lib.FASTSOFTMAX_BF16),
-                _CODES.get(out.dtype, lib.FASTSOFTMAX_BF16),
+                x_code,
+                x_code if out is None else _CODES.get(out.dtype, lib.FASTSOFTMAX_BF16),
                 rows,
                 x.ndim - rows,
                 axes,
                 _address(_VOID, x),
                 ffi.NULL if where is None else _address(_MASK, where),
                 _address(_DOUBLE, t),
-                _address(_VOID, out),
+                ffi.NULL if out is None else _address(_VOID, out),
+                ffi.NULL if bitmask is None else _address(_WORDS, bitmask),
+                0 if bitmask is None else bitmask.strides[0] // 4,
+                edits,
             ),
         )
-        self._kept = axes, batch, out
+        self._kept = axes, edits, batch, out
 
 
 class _SplitRow:
@@ -208,6 +381,18 @@ class _SplitRow:
             batch, self._op, self._row, begin, end, self._shared, _scratch.of(batch)
         )
         _check(self._name, status)
+
+
+def _filters(filters: Filters) -> Any:
+    """Filters as the library takes them; they live no longer than their arrays."""
+    return ffi.new(
+        "fastsoftmax_filters *",
+        (
+            _address(_INT64, filters.top_k),
+            _address(_DOUBLE, filters.top_p),
+            _address(_DOUBLE, filters.min_p),
+        ),
+    )
 
 
 def _check(op: str, status: int) -> None:
