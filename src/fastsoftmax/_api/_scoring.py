@@ -265,7 +265,7 @@ def perplexity(
     ids = as_targets("targets", targets, checked.x.shape, ignore_index)
     losses = _losses(checked, ids)
     with np.errstate(over="ignore"):
-        return checked.finish(np.exp(np.asarray(_mean(losses, ids))))
+        return checked.finish(np.asarray(np.exp(_mean(losses, ids))))
 
 
 def token_logprobs(
