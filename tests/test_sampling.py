@@ -813,6 +813,32 @@ def test_layouts_give_the_same_bits(dtype: str) -> None:
         assert same_bits(wide.logprobs, want.logprobs)
 
 
+def test_tensors_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.tensor(make((4, 300)))
+    seeds = torch.tensor([3, -4, 5, 6])
+    history = torch.tensor([[1, 2], [3, -1], [4, 4], [5, 6]])
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        y = x.to(dtype)
+        kwargs = {"top_p": torch.tensor([0.9, 0.8, 0.7, 1.0]), "top_k": torch.tensor([0, 5, 9, -1])}
+        kwargs |= {"history": history, "presence_penalty": 0.5}
+        got = sample(y, seed=seeds, **kwargs)
+        plain = {k: v.numpy() if hasattr(v, "numpy") else v for k, v in kwargs.items()}
+        want = sample(y.float().numpy(), seed=seeds.numpy(), **plain)
+        assert isinstance(got.ids, torch.Tensor)
+        assert got.ids.dtype == torch.int64
+        assert_array_equal(got.ids.numpy(), want.ids)
+        assert same_bits(got.logprobs.numpy(), want.logprobs)
+        nucleus = filtered_logprobs(y, **kwargs)
+        assert all(isinstance(v, torch.Tensor) for v in nucleus)
+        want = filtered_logprobs(y.float().numpy(), **plain)
+        for a, b in zip(nucleus, want, strict=True):
+            assert same_bits(a.numpy(), b)
+    ragged = sample(y, history=(torch.tensor([1, 2]), torch.tensor([0, 1, 1, 2, 2])), top_k=1)
+    assert isinstance(sample(y[0], seed=1).ids, torch.Tensor)
+    assert ragged.ids.shape == (4,)
+
+
 def test_integers() -> None:
     x = generator("integer logits").integers(-5, 5, size=(300, 700))
     got = sample(x, seed=3, top_p=0.9)

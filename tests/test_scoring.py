@@ -606,6 +606,10 @@ def test_temperature_sweep_of_one_row_and_with_masks() -> None:
 # ---- masks, layouts, batches
 
 
+def backwards(x: np.ndarray) -> np.ndarray:
+    return x[::-1] if isinstance(x, np.ndarray) else x.flip(0)
+
+
 def all_functions(x: np.ndarray, ids: np.ndarray, **kwargs: object) -> list[np.ndarray]:
     """Every result of every function, of 2-D logits and one token a row."""
     return [
@@ -614,7 +618,7 @@ def all_functions(x: np.ndarray, ids: np.ndarray, **kwargs: object) -> list[np.n
         *moments(x, **kwargs),
         cross_entropy(x, ids, reduction="none", label_smoothing=0.1, **kwargs),
         entropy(x, **kwargs),
-        kl_divergence(x, x[::-1], **kwargs),
+        kl_divergence(x, backwards(x), **kwargs),
     ]
 
 
@@ -731,6 +735,37 @@ def test_temperatures_broadcast_as_for_softmax() -> None:
     ids = np.zeros((2, 3), int)
     losses = cross_entropy(x, ids, temperature=t, reduction="none")
     assert_allclose(losses[1, 2], cross_entropy(x[1, 2], 0, temperature=5.0))
+
+
+def test_tensors_of_torch() -> None:
+    """In without a copy, bfloat16 and float16 too, and out as tensors."""
+    torch = pytest.importorskip("torch")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        x = torch.tensor(make((4, 300))).to(dtype)
+        same = x.float().numpy() if dtype != torch.float64 else x.numpy()
+        ids = torch.tensor([3, 299, 0, 7])
+        mask = torch.tensor(pack(np.arange(300) % 3 > 0))
+        t = torch.tensor([0.5, 1.0, 2.0, 1.5])
+        got = all_functions(x, ids, temperature=t, token_bitmask=mask)
+        want = all_functions(same, ids.numpy(), temperature=t.numpy(), token_bitmask=mask.numpy())
+        for a, b in zip(got, want, strict=True):
+            assert isinstance(a, torch.Tensor)
+            assert same_bits(a.numpy(), b)
+        losses = cross_entropy(x, ids)
+        assert isinstance(losses, torch.Tensor)
+        assert losses.shape == ()
+        assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert isinstance(perplexity(x, ids), torch.Tensor)
+        sweep = temperature_sweep(x, t, ids)
+        assert all(isinstance(v, torch.Tensor) and v.shape == (4, 4) for v in sweep)
+        shape = openai_logprobs(ids, token_logprobs(x, ids, top_n=3), str)
+        assert len(shape["content"]) == 4
+    assert isinstance(kl_divergence(x.numpy(), x), torch.Tensor)
+    assert isinstance(entropy(x.numpy(), temperature=t), np.ndarray)
+    with pytest.raises(
+        TypeError, match=r"logits requires grad; it must not: pass logits.detach\(\)"
+    ):
+        entropy(x.requires_grad_())
 
 
 # ---- nothing to do

@@ -224,6 +224,24 @@ def test_layouts_dtypes_and_out(dtype: str) -> None:
     assert same_bits(turned[:, ::-1].copy(), p)
 
 
+def test_tensors_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    x = make((3, 40))
+    want = fed(x, [(0, 40)], k=2, token_ids=[1, 2, 3])
+    for dtype in (torch.float32, torch.bfloat16):
+        y = torch.tensor(x).to(dtype)
+        state = SoftmaxState(k=2, token_ids=torch.tensor([1, 2, 3]), temperature=torch.tensor(1.0))
+        state.update(y[:, :9])
+        state.update(y[:, 9:])
+        p = state.normalize(y)
+        assert isinstance(p, torch.Tensor)
+        assert p.dtype == dtype
+        out = torch.empty((3, 40))
+        assert state.normalize(y, out) is out
+        assert_allclose(out.sum(1), 1, rtol=1e-6)
+    assert want.normalize(x).dtype == np.float32
+
+
 def test_integers() -> None:
     x = generator("integer state").integers(-5, 5, size=(400, 700))
     state = fed(x, cuts(700, "random"), k=3)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsoftmax._api import _vocab
+from fastsoftmax._api import _arguments, _vocab
 from fastsoftmax._backends._protocol import Edits
 
 Array = NDArray[Any]
@@ -22,16 +22,19 @@ def as_edits(
     frequency_penalty: ArrayLike,
 ) -> Edits | None:
     """The edits that the arguments of `sample` ask for, checked; None for none."""
+    penalties: Any = (repetition_penalty, presence_penalty, frequency_penalty)
+    plain = all(type(penalty) in (int, float) for penalty in penalties)
+    if logit_bias is None and history is None and plain and penalties == (1, 0, 0):
+        return None
     rows, cols, shape = logits.rows, logits.cols, logits.shape
-    penalties = [
+    repetition, presence, frequency = (
         _vocab.per_row(name, value, shape, np.float64)
         for name, value in (
             ("repetition_penalty", repetition_penalty),
             ("presence_penalty", presence_penalty),
             ("frequency_penalty", frequency_penalty),
         )
-    ]
-    repetition, presence, frequency = penalties
+    )
     _check("repetition_penalty", repetition, (repetition > 0) & (repetition < np.inf), "positive")
     _check("presence_penalty", presence, np.isfinite(presence), "finite")
     _check("frequency_penalty", frequency, np.isfinite(frequency), "finite")
@@ -128,7 +131,7 @@ def _as_bias(
             "or a tuple (ids, values) or (ids, values, offsets)"
         )
     ids = _vocab.as_ids("logit_bias", logit_bias[0])
-    values = np.asarray(logit_bias[1])
+    values = _arguments.as_array(logit_bias[1], "logit_bias")
     if values.dtype.kind not in "biuf":
         raise TypeError(f"logit_bias has values of dtype {values.dtype}; they must be real")
     try:

@@ -48,18 +48,27 @@ class FilteredLogprobs(NamedTuple):
 def _as_filters(
     logits: _vocab.Logits, top_k: ArrayLike, top_p: ArrayLike, min_p: ArrayLike
 ) -> Filters:
-    k = _vocab.per_row("top_k", top_k, logits.shape, np.int64)
-    if (k < -1).any():
-        raise ValueError(f"top_k is {k[k < -1][0]}; it must be positive, or 0 or -1 for no limit")
-    k = np.where((k <= 0) | (k > logits.cols), logits.cols, k)
-    shares = []
-    for name, value in (("top_p", top_p), ("min_p", min_p)):
-        share = _vocab.per_row(name, value, logits.shape, np.float64)
-        right = (share >= 0.0) & (share <= 1.0)
-        if not right.all():
-            raise ValueError(f"{name} is {share[~right][0]}; it must be in [0, 1]")
-        shares.append(share)
-    return Filters(k, *shares)
+    rows, cols = logits.rows, logits.cols
+    if type(top_k) is int and top_k >= -1:
+        k = np.full(rows, min(top_k, cols) if top_k > 0 else cols)
+    else:
+        k = _vocab.per_row("top_k", top_k, logits.shape, np.int64)
+        if (k < -1).any():
+            raise ValueError(
+                f"top_k is {k[k < -1][0]}; it must be positive, or 0 or -1 for no limit"
+            )
+        k = np.where((k <= 0) | (k > cols), cols, k)
+    return Filters(k, _as_share("top_p", top_p, logits), _as_share("min_p", min_p, logits))
+
+
+def _as_share(name: str, value: ArrayLike, logits: _vocab.Logits) -> NDArray[np.float64]:
+    if type(value) is float and 0.0 <= value <= 1.0:
+        return _vocab.full(logits.rows, value)
+    share = _vocab.per_row(name, value, logits.shape, np.float64)
+    right = (share >= 0.0) & (share <= 1.0)
+    if not right.all():
+        raise ValueError(f"{name} is {share[~right][0]}; it must be in [0, 1]")
+    return share
 
 
 def _some(filters: Filters, rows: slice) -> Filters:
@@ -251,7 +260,7 @@ def sample_rows(
     if draws:
         checked.run(call)
     shape = checked.shape if num_samples is None else (*checked.shape, draws)
-    return Sample(ids.reshape(shape)[()], _vocab.finish(logprobs.reshape(shape), checked.dtype))
+    return Sample(checked.finish_ids(ids.reshape(shape)), checked.finish(logprobs.reshape(shape)))
 
 
 def filtered_logprobs(
@@ -324,4 +333,6 @@ repetition_penalty, presence_penalty, frequency_penalty
         backend.survivors(batch, _some(filters, rows), some, ids, logprobs, begin, end)
 
     checked.run(call)
-    return FilteredLogprobs(ids, _vocab.finish(logprobs, checked.dtype), offsets)
+    return FilteredLogprobs(
+        checked.finish_ids(ids), checked.finish(logprobs), checked.finish_ids(offsets)
+    )

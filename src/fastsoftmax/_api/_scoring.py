@@ -224,9 +224,9 @@ def cross_entropy(
     ids = as_targets("targets", targets, checked.x.shape, ignore_index)
     losses = _losses(checked, ids, label_smoothing)
     if reduction == "none":
-        return _vocab.finish(losses, checked.dtype)
+        return checked.finish(losses)
     result = _mean(losses, ids) if reduction == "mean" else losses.sum()
-    return _vocab.finish(np.asarray(result), checked.dtype)
+    return checked.finish(np.asarray(result))
 
 
 def perplexity(
@@ -265,7 +265,7 @@ def perplexity(
     ids = as_targets("targets", targets, checked.x.shape, ignore_index)
     losses = _losses(checked, ids)
     with np.errstate(over="ignore"):
-        return _vocab.finish(np.exp(np.asarray(_mean(losses, ids))), checked.dtype)
+        return checked.finish(np.asarray(np.exp(_mean(losses, ids))))
 
 
 def token_logprobs(
@@ -350,10 +350,10 @@ def token_logprobs(
     checked.run(call)
     top_shape = (*checked.shape, k)
     return TokenLogprobs(
-        _vocab.finish(logprobs.reshape(wanted), checked.dtype),
-        ranks.reshape(wanted)[()],
-        top_ids.reshape(top_shape) if k else None,
-        _vocab.finish(top_logprobs.reshape(top_shape), checked.dtype) if k else None,
+        checked.finish(logprobs.reshape(wanted)),
+        checked.finish_ids(ranks.reshape(wanted)),
+        checked.finish_ids(top_ids.reshape(top_shape)) if k else None,
+        checked.finish(top_logprobs.reshape(top_shape)) if k else None,
     )
 
 
@@ -411,7 +411,7 @@ def topk_logprobs(
     if k:
         checked.run(call)
     shape = (*checked.shape, k)
-    return TopK(ids.reshape(shape), _vocab.finish(logprobs.reshape(shape), checked.dtype))
+    return TopK(checked.finish_ids(ids.reshape(shape)), checked.finish(logprobs.reshape(shape)))
 
 
 def _moments(checked: _vocab.Logits) -> NDArray[np.float64]:
@@ -458,7 +458,7 @@ def entropy(
     array([0.693147, 0.      ])
     """
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
-    return _vocab.finish(_moments(checked)[..., 3].copy(), checked.dtype)
+    return checked.finish(_moments(checked)[..., 3].copy())
 
 
 def moments(
@@ -502,7 +502,7 @@ def moments(
     """
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask, allow_zero=False)
     out = _moments(checked)
-    return Moments(*(_vocab.finish(out[..., i].copy(), checked.dtype) for i in range(4)))
+    return Moments(*(checked.finish(out[..., i].copy()) for i in range(4)))
 
 
 def kl_divergence(
@@ -545,7 +545,8 @@ def kl_divergence(
     >>> float(fastsoftmax.kl_divergence([0.0, 0.0], [0.0, 1.0]).round(6))
     0.120115
     """
-    p_array, q_array = np.asarray(p_logits), np.asarray(q_logits)
+    p_array, p_foreign = _vocab.as_array(p_logits, "p_logits")
+    q_array, q_foreign = _vocab.as_array(q_logits, "q_logits")
     try:
         if p_array.shape[-1:] != q_array.shape[-1:]:
             raise ValueError
@@ -571,7 +572,9 @@ def kl_divergence(
         backend.kl_divergence(p, q, out[rows], begin, end)
 
     _vocab.run_both(p, q, call)
-    return _vocab.finish(out.reshape(p.shape), np.result_type(p.dtype, q.dtype))
+    p.foreign = q_foreign if p_foreign is None else p_foreign
+    p.dtype = np.result_type(p.dtype, q.dtype)
+    return p.finish(out.reshape(p.shape))
 
 
 def temperature_sweep(
@@ -611,10 +614,10 @@ def temperature_sweep(
     >>> sweep.nll.mean(axis=-1).round(3)  # 3 is the best fit of these
     array([1.369, 0.868, 0.973])
     """
-    t = np.asarray(temperatures)
+    t, _ = _vocab.as_array(temperatures, "temperatures")
     if t.ndim != 1:
         raise ValueError(f"temperatures has shape {t.shape}; it must have one axis")
-    array = np.asarray(logits)
+    array, foreign = _vocab.as_array(logits, "logits")
     if array.ndim == 0:
         raise ValueError("logits is a scalar; its last axis must be the vocabulary")
     shape, cols = array.shape[:-1], array.shape[-1]
@@ -622,21 +625,22 @@ def temperature_sweep(
     # all of them while it is in the cache.
     spread = (*shape, t.size, cols)
 
-    def along(a: ArrayLike, last: int) -> Array:
-        a = np.asarray(a)
+    def along(name: str, value: ArrayLike, last: int) -> Array:
+        a, _ = _vocab.as_array(value, name)
         return a[..., None, :] if a.ndim else np.broadcast_to(a, (last,))
 
     checked = _vocab.as_logits(
         np.broadcast_to(array[..., None, :], spread),
         np.broadcast_to(t, spread[:-1]),
-        None if where is None else along(where, cols),
-        None if token_bitmask is None else along(token_bitmask, 1),
+        None if where is None else along("where", where, cols),
+        None if token_bitmask is None else along("token_bitmask", token_bitmask, 1),
         allow_zero=False,
     )
     ids = None
     if targets is not None:
         ids = as_targets("targets", targets, array.shape, None)
         ids = np.ascontiguousarray(np.broadcast_to(ids[..., None], spread[:-1])).reshape(-1, 1)
+    checked.foreign = foreign
     out = np.empty((checked.rows, 4))
     logprobs = np.empty((checked.rows, 1))
     backend = _backends.current()
@@ -653,7 +657,7 @@ def temperature_sweep(
 
     def result(values: NDArray[np.float64]) -> Any:
         moved = np.moveaxis(values.reshape(spread[:-1]), -1, 0)
-        return np.ascontiguousarray(_vocab.finish(moved, checked.dtype))
+        return checked.finish(np.ascontiguousarray(moved))
 
     nll = None if ids is None else result(-logprobs[:, 0] + 0.0)
     return TemperatureSweep(result(out[:, 0]), result(out[:, 3]), nll)
@@ -692,9 +696,10 @@ def openai_logprobs(
     'no'
     """
     ids = _vocab.as_ids("token_ids", token_ids)
-    if ids.ndim != 1 or np.shape(result.logprobs) != ids.shape:
+    logprobs, _ = _vocab.as_array(result.logprobs, "result")
+    if ids.ndim != 1 or logprobs.shape != ids.shape:
         raise ValueError(
-            f"token_ids has shape {ids.shape} and the result {np.shape(result.logprobs)}; both "
+            f"token_ids has shape {ids.shape} and the result {logprobs.shape}; both "
             "must be those of one sequence, (n,)"
         )
 
@@ -711,7 +716,7 @@ def openai_logprobs(
         }
 
     content = []
-    for i, (token, logprob) in enumerate(zip(ids, result.logprobs, strict=True)):
+    for i, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
         top: list[dict[str, Any]] = []
         if result.top_ids is not None:
             pairs = zip(result.top_ids[i], result.top_logprobs[i], strict=True)

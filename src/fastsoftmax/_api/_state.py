@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsoftmax import _backends, _threads
-from fastsoftmax._api import _arguments, _vocab
+from fastsoftmax._api import _arguments, _dlpack, _vocab
 from fastsoftmax._api._scoring import TopK
 from fastsoftmax._backends._protocol import Batch
 
@@ -70,7 +70,7 @@ class SoftmaxState:
     def __init__(
         self, *, temperature: ArrayLike = 1.0, k: int = 0, token_ids: ArrayLike | None = None
     ) -> None:
-        t = np.array(temperature)
+        t = np.array(_arguments.as_array(temperature, "temperature"))
         _arguments.as_temperature(t, (*t.shape, 1), (t.ndim,), allow_zero=True)
         self.shape: tuple[int, ...] | None = None
         self._temperature = t
@@ -257,6 +257,10 @@ class SoftmaxState:
             np.isfinite(self._maximum)[:, None], z - np.log1p(self._rest)[:, None], np.nan
         )
 
+    def _finish(self, values: Float64) -> Any:
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(self._dtype, copy=False)[()]
+
     def logsumexp(self) -> Any:
         """The log-sum-exp of x/T of the entries seen so far.
 
@@ -277,7 +281,7 @@ class SoftmaxState:
         with np.errstate(over="ignore", invalid="ignore"):
             term = np.where(np.isinf(t), 0.0, self._maximum / t)
         value = np.where(np.isfinite(self._maximum), term + np.log1p(self._rest), self._maximum)
-        return _vocab.finish(value.reshape(shape), self._dtype)
+        return self._finish(value.reshape(shape))
 
     def topk_logprobs(self) -> TopK:
         """The k most probable tokens of those seen so far, as `topk_logprobs` gives them.
@@ -296,7 +300,7 @@ class SoftmaxState:
         logprobs = self._logprobs(self._top_logits)
         ids = np.where(np.isfinite(self._maximum)[:, None], self._top_ids, -1)
         logprobs = np.where(ids >= 0, logprobs, np.nan)
-        return TopK(ids.reshape(shape), _vocab.finish(logprobs.reshape(shape), self._dtype))
+        return TopK(ids.reshape(shape), self._finish(logprobs.reshape(shape)))
 
     def token_logprobs(self) -> Any:
         """The log-probabilities of `token_ids` among the entries seen so far.
@@ -317,12 +321,12 @@ class SoftmaxState:
         if not self._token_seen.all():
             raise ValueError(f"token {self._ids[~self._token_seen][0]} has not been fed yet")
         logprobs = np.where(self._token_masked, -np.inf, self._logprobs(self._token_logits))
-        return _vocab.finish(logprobs.reshape(self._token_shape), self._dtype)
+        return self._finish(logprobs.reshape(self._token_shape))
 
     def normalize(
         self,
         chunk: ArrayLike,
-        out: Array | None = None,
+        out: Any = None,
         *,
         log: bool = False,
         where: ArrayLike | None = None,
@@ -334,7 +338,7 @@ class SoftmaxState:
         ----------
         chunk : array_like, (..., n)
             Logits that this state has been fed, with the same masks.
-        out : ndarray, optional
+        out : ndarray or DLPack array, optional
             Where the result goes: of its shape and of one of the four float dtypes, which then is
             the result's. It may be `chunk`.
         log : bool, optional
@@ -344,7 +348,7 @@ class SoftmaxState:
 
         Returns
         -------
-        ndarray
+        ndarray or array of the chunk's library
             Of the shape of `chunk`, and of its dtype, or float64 for bool and integers; `out` if
             that was given.
 
@@ -357,10 +361,11 @@ class SoftmaxState:
         checked = _vocab.as_logits(chunk, self._temperature, where, token_bitmask, name="chunk")
         self._check_shape("chunk", checked.shape)
         x = checked.x
-        dtype = x.dtype.newbyteorder("=") if _arguments.is_float(x.dtype) else np.dtype(np.float64)
-        result = (
-            np.empty(x.shape, dtype) if out is None else _arguments.check_out(out, x.shape, None)
-        )
+        if out is not None:
+            result = _arguments.as_out(out, x.shape, None)
+        else:
+            dtype = x.dtype.newbyteorder("=") if _arguments.is_float(x.dtype) else np.float64
+            result = _dlpack.empty(x.shape, np.dtype(dtype))
         place, apart = result, False
         if np.may_share_memory(result, x):
             apart = not (
@@ -382,4 +387,4 @@ class SoftmaxState:
                 place[checked.index(rows)] = target
         if apart:
             np.copyto(result, place)
-        return result
+        return _dlpack.returned(result, checked.foreign) if out is None else out

@@ -16,12 +16,16 @@ References
    OOPSLA 2014, with the constants of S. Vigna's splitmix64.c.
 """
 
+import math
 import operator
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastsoftmax._api import _arguments
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
@@ -62,11 +66,11 @@ def _as_words(name: str, value: Any, shape: tuple[int, ...], rows: int) -> Any:
     """As `_as_word` for one number; an array of uint64 for one a row."""
     if isinstance(value, int):
         return _as_word(name, value)
-    array = np.asarray(value)
+    array = _arguments.as_array(value, name)
     if array.ndim == 0:
         return _as_word(name, array.item())
     if array.dtype.kind not in "iu":
-        if isinstance(value, np.ndarray):
+        if not isinstance(value, Sequence):
             raise TypeError(f"{name} has dtype {array.dtype}; it must be an integer")
         # NumPy makes floats of a list of integers of which some, not all, are beyond int64.
         objects = np.asarray(value, object)
@@ -97,7 +101,7 @@ def uniforms(
     first_row : int, optional
         The number of the first row, where these are not all.
     """
-    rows = int(np.prod(shape, dtype=np.int64))
+    rows = math.prod(shape)
     steps = _as_words("step", step, shape, rows)
     if isinstance(seed, np.random.Generator):
         return seed.random((rows, draws), np.float64)

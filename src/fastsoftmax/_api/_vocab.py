@@ -1,5 +1,6 @@
 """Logits with the vocabulary as their last axis: checked, and cut into batches for a backend."""
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,12 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastsoftmax import _threads
-from fastsoftmax._api import _arguments
+from fastsoftmax._api import _arguments, _dlpack
 from fastsoftmax._backends._protocol import Batch, Edits
 
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
 
+_RESULTS: dict[Any, np.dtype[Any]] = {
+    np.dtype(np.float16): np.dtype(np.float32),
+    np.dtype(np.float32): np.dtype(np.float32),
+    np.dtype(np.float64): np.dtype(np.float64),
+}
 _NARROW = ("float16", "bfloat16", "float32")
 # Entries that are converted at a time where no kernel reads the logits as they lie there, and of
 # which a second look comes out of the cache.
@@ -32,6 +38,7 @@ class Logits:
         Of shape (*shape, cols), any supported dtype and layout.
     shape : tuple of int
         The leading axes, which number the rows.
+    rows, cols : int
     dtype : dtype
         Of real results: float32 for 16-bit and float32 logits, float64 for all else.
     temperature : ndarray of float64
@@ -40,24 +47,32 @@ class Logits:
         Of x's shape.
     bitmask : ndarray of int32, optional
         Of shape (rows, words).
+    foreign : DLPack array, optional
+        What was given, if that was the array of another library.
     edits : Edits, optional
     """
 
     x: Array
     shape: tuple[int, ...]
+    rows: int
+    cols: int
     dtype: np.dtype[Any]
     temperature: NDArray[np.float64]
     where: NDArray[np.bool_] | None
     bitmask: NDArray[np.int32] | None
+    foreign: Any = None
     edits: Edits | None = None
 
-    @property
-    def rows(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+    def finish(self, values: NDArray[np.float64]) -> Any:
+        """A real result in its own type, as the caller's library has it."""
+        if self.dtype != np.float64:
+            with np.errstate(over="ignore", under="ignore"):
+                values = values.astype(self.dtype)
+        return _dlpack.returned(values, self.foreign)
 
-    @property
-    def cols(self) -> int:
-        return int(self.x.shape[-1])
+    def finish_ids(self, ids: Int64) -> Any:
+        """A result of integers as the caller's library has it."""
+        return _dlpack.returned(ids, self.foreign)
 
     def run(self, call: Callable[[slice, Batch, int, int], None]) -> None:
         """Calls ``call(rows, batch, begin, end)`` until all rows of all batches have been treated.
@@ -142,6 +157,21 @@ def run_both(p: Logits, q: Logits, call: Callable[[slice, Batch, Batch, int, int
         _threads.run_rows(partial(call, rows, p_batch, q_batch), p_batch.rows, p_batch.x.size)
 
 
+def as_array(value: Any, name: str) -> tuple[Array, Any]:
+    """An array, and the value itself if it is the array of another library."""
+    if type(value) is np.ndarray:
+        return value, None
+    array = _arguments.as_array(value, name)
+    return array, value if _dlpack.speaks(value) else None
+
+
+def full(shape: int | tuple[int, ...], value: float) -> NDArray[np.float64]:
+    """`np.full`, for small arrays in less time."""
+    array = np.empty(shape)
+    array.fill(value)
+    return array
+
+
 def as_logits(
     logits: ArrayLike,
     temperature: ArrayLike,
@@ -152,35 +182,45 @@ def as_logits(
     name: str = "logits",
 ) -> Logits:
     """Checks logits of shape (..., vocab) and what goes with them."""
-    array = np.asarray(logits)
-    if not _arguments.is_float(array.dtype) and array.dtype.kind not in "biu":
-        raise TypeError(
-            f"{name} has dtype {array.dtype}; it must be float16, bfloat16, float32, float64, bool "
-            "or an integer"
-        )
+    array, foreign = as_array(logits, name)
+    dtype = _RESULTS.get(array.dtype)
+    if dtype is None:
+        if not _arguments.is_float(array.dtype) and array.dtype.kind not in "biu":
+            raise TypeError(
+                f"{name} has dtype {array.dtype}; it must be float16, bfloat16, float32, float64, "
+                "bool or an integer"
+            )
+        narrow = array.dtype.newbyteorder("=").name in _NARROW
+        dtype = np.dtype(np.float32 if narrow else np.float64)
     if array.ndim == 0:
         raise ValueError(f"{name} is a scalar; its last axis must be the vocabulary")
     shape = array.shape[:-1]
-    t = _arguments.as_temperature(temperature, array.shape, (array.ndim - 1,), allow_zero)
-    narrow = array.dtype.newbyteorder("=").name in _NARROW
+    if type(temperature) is float and temperature > 0.0:
+        t = full(shape, temperature)
+    else:
+        t = _arguments.as_temperature(temperature, array.shape, (array.ndim - 1,), allow_zero)
+        t = np.broadcast_to(t[..., 0], shape)
     return Logits(
         array,
         shape,
-        np.dtype(np.float32 if narrow else np.float64),
-        np.broadcast_to(t[..., 0], shape),
+        math.prod(shape),
+        array.shape[-1],
+        dtype,
+        t,
         None if where is None else _arguments.as_where(where, array.shape),
         None if token_bitmask is None else _as_bitmask(token_bitmask, array.shape),
+        foreign,
     )
 
 
 def _as_bitmask(token_bitmask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.int32]:
     """A packed mask as (rows, words)."""
-    mask = np.asarray(token_bitmask)
+    mask = _arguments.as_array(token_bitmask, "token_bitmask")
     if mask.dtype.newbyteorder("=") not in (np.dtype(np.int32), np.dtype(np.uint32)):
         raise TypeError(f"token_bitmask has dtype {mask.dtype}; it must be int32")
     mask = mask.astype(mask.dtype.newbyteorder("="), copy=False).view(np.int32)
     words = -(-shape[-1] // 32)
-    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    rows = math.prod(shape[:-1])
     wanted = (*shape[:-1], words)
     try:
         full = np.broadcast_to(mask, wanted)
@@ -211,7 +251,7 @@ def as_count(name: str, value: Any, limit: int | None = None) -> int:
 
 def as_ids(name: str, ids: ArrayLike) -> Array:
     """An array of integers."""
-    array = np.asarray(ids)
+    array = _arguments.as_array(ids, name)
     if array.dtype.kind not in "iu":
         if array.size == 0 and array.dtype == np.float64:  # an empty list
             return array.astype(np.int64)
@@ -235,7 +275,7 @@ def check_range(name: str, ids: Array, cols: int, wrong: NDArray[np.bool_] | Non
 
 def per_row(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """One number for each row, flattened and contiguous; `dtype` is int64 or float64."""
-    array = np.asarray(value)
+    array = _arguments.as_array(value, name)
     kinds = "iu" if np.dtype(dtype).kind == "i" else "biuf"
     if array.dtype.kind not in kinds and array.dtype.name != "bfloat16":
         wanted = "an integer" if kinds == "iu" else "real"
@@ -247,9 +287,3 @@ def per_row(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLik
             f"{name} has shape {array.shape}; it must broadcast against the rows, {shape}"
         ) from None
     return np.ascontiguousarray(full, dtype=dtype).reshape(-1)
-
-
-def finish(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Any:
-    """A result in its own type; a NumPy scalar where no axis is left."""
-    with np.errstate(over="ignore", under="ignore"):
-        return values.astype(dtype, copy=False)[()]

@@ -35,7 +35,8 @@ class SamplingProcessor(LogitsProcessor):
     >>> import torch, transformers
     >>> from fastsoftmax.adapters.transformers import SamplingProcessor
     >>> config = transformers.GPT2Config(
-    ...     vocab_size=50, n_positions=32, n_embd=8, n_layer=1, n_head=1, eos_token_id=None
+    ...     vocab_size=50, n_positions=32, n_embd=8, n_layer=1, n_head=1,
+    ...     bos_token_id=None, eos_token_id=None,
     ... )
     >>> model = transformers.GPT2LMHeadModel(config)
     >>> ids = model.generate(
