@@ -629,7 +629,7 @@ SEEN = """
     "order",
     [
         "import threadpoolctl, fastsoftmax",
-        "import fastsoftmax, numpy, threadpoolctl; fastsoftmax.softmax(numpy.ones((9, 90000), 'f4'))",
+        "import fastsoftmax, numpy, threadpoolctl; fastsoftmax.softmax(numpy.ones((9, 90_000)))",
     ],
     ids=["before", "after"],
 )
