@@ -155,7 +155,13 @@ class CBackend:
         struct = _Struct(self._isa, False, batch, None)
         scratch = _scratch.sized(lib.fastsoftmax_topk_scratch_size(struct.batch, k))
         status = lib.fastsoftmax_topk(
-            struct.batch, k, _lend("int64_t[]", ids), _lend("double[]", logprobs), begin, end, scratch
+            struct.batch,
+            k,
+            _lend("int64_t[]", ids),
+            _lend("double[]", logprobs),
+            begin,
+            end,
+            scratch,
         )
         _check("topk", status)
 
