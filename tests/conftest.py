@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support import IMPLEMENTATIONS, SEED, available, generator, real_logits, using, why_not
 
+import fastsoftmax
+
 _checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
     "ci",
@@ -53,6 +55,15 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(reason)
     with using(request.param):
         yield request.param
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For what is promised of each thread of a call, or measured."""
+    before = fastsoftmax.get_num_threads()
+    fastsoftmax.set_num_threads(1)
+    yield
+    fastsoftmax.set_num_threads(before)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,13 +25,7 @@ def allowed(backend: str, cols: int) -> int:
     return MEGABYTE + (6 * 16 * cols if backend == "numpy" else 0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = fastsoftmax.get_num_threads()
-    fastsoftmax.set_num_threads(1)
-    yield
-    fastsoftmax.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # float32 logits of 2 MB, so that no copy of them goes unseen.
 ROWS, LENGTH = 16, 32000

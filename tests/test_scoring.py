@@ -905,6 +905,7 @@ def peak(call: Callable[[], object]) -> int:
     return most - before
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_memory() -> None:
     """Nothing of the size of the logits is made, nor of a fraction of them."""
     rows, n = 64, 32000

@@ -337,6 +337,7 @@ def test_errors() -> None:
         SoftmaxState(token_ids=[1, 2, 3]).update(x)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_memory() -> None:
     rows, n = 80, 32000
     x = np.broadcast_to(make((n,)), (rows, n))

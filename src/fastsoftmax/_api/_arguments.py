@@ -66,7 +66,7 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return result if result.isnative else result.newbyteorder("=")
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> Array:
+def as_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> Array:
     """The memory of the output, fit to hold the result."""
     if not (isinstance(out, np.ndarray) or _dlpack.speaks(out)):
         raise TypeError(f"out is a {type(out).__name__}; it must be an ndarray or DLPack array")

@@ -84,9 +84,8 @@ def as_ndarray(array: Any, name: str) -> Array:
     try:
         device, number = array.__dlpack_device__()
     except Exception as cause:
-        raise TypeError(
-            f"{name} is on device {getattr(array, 'device', 'unknown')}; it must be in CPU memory"
-        ) from cause
+        place = f"is on device {array.device}" if hasattr(array, "device") else "is on no device"
+        raise TypeError(f"{name} {place}; it must be in CPU memory: {cause}") from cause
     if device not in _IN_CPU_MEMORY:
         where = f"{_DEVICES.get(int(device), f'number {int(device)}')}:{number}"
         raise TypeError(f"{name} is on device {where}; it must be in CPU memory")

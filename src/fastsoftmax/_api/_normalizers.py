@@ -63,7 +63,7 @@ def _apply(
     else:
         result_shape = tuple(n for i, n in enumerate(shape) if i not in axes)
     if out is not None:
-        result = _arguments.check_out(out, result_shape, None if dtype is None else result_dtype)
+        result = _arguments.as_out(out, result_shape, None if dtype is None else result_dtype)
     elif foreign is not None:
         result = _dlpack.empty(result_shape, result_dtype)
     else:

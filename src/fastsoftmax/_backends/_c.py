@@ -43,14 +43,10 @@ def _allocate(size: int) -> tuple[NDArray[np.uint8], Any]:
 
 
 class _Scratch(threading.local):
-    """Scratch memory of each thread, kept between calls.
+    """Scratch memory of each thread, kept between calls."""
 
-    It starts with enough for all but enormous rows; pages that no call touches cost nothing.
-    """
-
-    def __init__(self) -> None:
-        self.size = 1 << 20
-        self.memory, self.pointer = _allocate(self.size)
+    size = 0
+    pointer: Any = ffi.NULL
 
     def of(self, batch: Any) -> Any:
         """Memory that is enough for a batch."""
@@ -59,12 +55,15 @@ class _Scratch(threading.local):
     def sized(self, size: int) -> Any:
         """Memory of at least so many bytes."""
         if size > self.size:
-            self.memory, self.pointer = _allocate(size)
+            self._memory, self.pointer = _allocate(size)
             self.size = size
         return self.pointer
 
 
 _scratch = _Scratch()
+# For `fastsoftmax_contiguous` on rows of up to a million entries; pages that no call touches cost
+# nothing.
+_ENOUGH = 1 << 20
 _lend = ffi.from_buffer
 _contiguous = lib.fastsoftmax_contiguous
 
@@ -115,7 +114,7 @@ class CBackend:
             x_memory,
             temperature,
             out_memory,
-            _scratch.pointer,
+            _scratch.pointer if _scratch.size >= _ENOUGH else _scratch.sized(_ENOUGH),
         )
         return out if status == 0 else None
 
