@@ -216,14 +216,6 @@ fastsoftmax_status fastsoftmax_topk(const fastsoftmax_batch *batch, int64_t k, i
     return status;
 }
 
-size_t fastsoftmax_topk_scratch_size(const fastsoftmax_batch *batch, int64_t k)
-{
-    const fsm_kernels *kernels;
-    if (check(batch, &kernels) != FASTSOFTMAX_OK || k < 0)
-        return 0;
-    return kernels->scratch_size(fsm_cols(batch)) + kernels->best_size(k);
-}
-
 fastsoftmax_status fastsoftmax_moments(const fastsoftmax_batch *batch, double *out,
                                        int64_t row_begin, int64_t row_end, void *scratch)
 {
@@ -250,12 +242,17 @@ fastsoftmax_status fastsoftmax_kl_divergence(const fastsoftmax_batch *p, const f
     return status;
 }
 
-size_t fastsoftmax_kl_scratch_size(const fastsoftmax_batch *p)
+size_t fastsoftmax_scoring_scratch_size(const fastsoftmax_batch *batch, int64_t k)
 {
     const fsm_kernels *kernels;
-    if (check(p, &kernels) != FASTSOFTMAX_OK)
+    if (check(batch, &kernels) != FASTSOFTMAX_OK || k < 0)
         return 0;
-    return find_table(p->isa)->type[FASTSOFTMAX_F64].scratch_size(fsm_cols(p));
+    const int64_t cols = fsm_cols(batch);
+    /* kl_divergence works in double, and on three blocks beside. */
+    const size_t wide = find_table(batch->isa)->type[FASTSOFTMAX_F64].scoring_size(cols) +
+                        3 * BLOCK * sizeof(double);
+    const size_t best = kernels->scoring_size(cols) + kernels->best_size(k);
+    return wide > best ? wide : best;
 }
 
 fastsoftmax_status fastsoftmax_reduce(const fastsoftmax_batch *batch, double *maximum, double *rest,
@@ -336,7 +333,7 @@ size_t fastsoftmax_sample_scratch_size(const fastsoftmax_batch *batch,
     for (int64_t r = 0; r < rows; ++r)
         if (filters->top_k[r] < cols && filters->top_k[r] > top_k)
             top_k = filters->top_k[r];
-    return kernels->scratch_size(cols) + kernels->draw_size(cols, top_k);
+    return kernels->scoring_size(cols) + kernels->draw_size(cols, top_k);
 }
 
 const char *fastsoftmax_version(void)

@@ -65,19 +65,20 @@ typedef struct fsm_kernels {
     void (*write_blocks)(const fastsoftmax_batch *batch, fastsoftmax_op op, int64_t row,
                          int64_t begin, int64_t end, void *shared, void *scratch);
     size_t (*scratch_size)(int64_t cols);
+    size_t (*scoring_size)(int64_t cols); /* what scoring needs of that */
     void (*token_logprobs)(const fastsoftmax_batch *batch, const int64_t *ids, int64_t m,
                            double *logprobs, int64_t *ranks, double *mean, int64_t begin,
                            int64_t end, void *scratch);
     void (*topk)(const fastsoftmax_batch *batch, int64_t k, int64_t *ids, double *logprobs,
                  int64_t begin, int64_t end, void *scratch);
-    size_t (*best_size)(int64_t k); /* what topk needs beside scratch_size */
+    size_t (*best_size)(int64_t k); /* what topk needs beside scoring_size */
     void (*moments)(const fastsoftmax_batch *batch, double *out, int64_t begin, int64_t end,
                     void *scratch);
     void (*reduce)(const fastsoftmax_batch *batch, double *maximum, double *rest, int64_t begin,
                    int64_t end, void *scratch);
     void (*normalize)(const fastsoftmax_batch *batch, const double *maximum, const double *rest,
                       int logarithm, int64_t begin, int64_t end, void *scratch);
-    size_t (*draw_size)(int64_t cols, int64_t top_k); /* what follows needs beside scratch_size */
+    size_t (*draw_size)(int64_t cols, int64_t top_k); /* what follows needs beside scoring_size */
     void (*sample)(const fastsoftmax_batch *batch, const fastsoftmax_filters *filters,
                    const double *uniforms, int64_t draws, int replace, int64_t *ids,
                    double *logprobs, int64_t begin, int64_t end, void *scratch);

@@ -362,7 +362,7 @@ class SoftmaxState:
         self._check_shape("chunk", checked.shape)
         x = checked.x
         if out is not None:
-            result = _arguments.check_out(out, x.shape, None)
+            result = _arguments.as_out(out, x.shape, None)
         else:
             dtype = x.dtype.newbyteorder("=") if _arguments.is_float(x.dtype) else np.float64
             result = _dlpack.empty(x.shape, np.dtype(dtype))

@@ -52,6 +52,14 @@ class _Scratch(threading.local):
         """Memory that is enough for a batch."""
         return self.sized(lib.fastsoftmax_scratch_size(batch))
 
+    def for_scoring(self, batch: Any, k: int = 0) -> Any:
+        """Memory that is enough for a function that scores."""
+        return self.sized(lib.fastsoftmax_scoring_scratch_size(batch, k))
+
+    def for_sampling(self, batch: Any, filters: Any) -> Any:
+        """Memory that is enough for a function that takes filters."""
+        return self.sized(lib.fastsoftmax_sample_scratch_size(batch, filters))
+
     def sized(self, size: int) -> Any:
         """Memory of at least so many bytes."""
         if size > self.size:
@@ -144,7 +152,7 @@ class CBackend:
             ffi.NULL if mean is None else _lend("double[]", mean),
             begin,
             end,
-            _scratch.of(struct.batch),
+            _scratch.for_scoring(struct.batch),
         )
         _check("token_logprobs", status)
 
@@ -152,7 +160,7 @@ class CBackend:
         self, batch: Batch, k: int, ids: Int64, logprobs: Float64, begin: int, end: int
     ) -> None:
         struct = _Struct(self._isa, False, batch, None)
-        scratch = _scratch.sized(lib.fastsoftmax_topk_scratch_size(struct.batch, k))
+        scratch = _scratch.for_scoring(struct.batch, k)
         status = lib.fastsoftmax_topk(
             struct.batch,
             k,
@@ -167,13 +175,13 @@ class CBackend:
     def moments(self, batch: Batch, out: Float64, begin: int, end: int) -> None:
         struct = _Struct(self._isa, False, batch, None)
         status = lib.fastsoftmax_moments(
-            struct.batch, _lend("double[]", out), begin, end, _scratch.of(struct.batch)
+            struct.batch, _lend("double[]", out), begin, end, _scratch.for_scoring(struct.batch)
         )
         _check("moments", status)
 
     def kl_divergence(self, p: Batch, q: Batch, out: Float64, begin: int, end: int) -> None:
         p_struct, q_struct = (_Struct(self._isa, False, batch, None) for batch in (p, q))
-        scratch = _scratch.sized(lib.fastsoftmax_kl_scratch_size(p_struct.batch))
+        scratch = _scratch.for_scoring(p_struct.batch)
         status = lib.fastsoftmax_kl_divergence(
             p_struct.batch, q_struct.batch, _lend("double[]", out), begin, end, scratch
         )
@@ -187,7 +195,7 @@ class CBackend:
             _lend("double[]", rest),
             begin,
             end,
-            _scratch.of(struct.batch),
+            _scratch.for_scoring(struct.batch),
         )
         _check("reduce", status)
 
@@ -209,7 +217,7 @@ class CBackend:
             log,
             begin,
             end,
-            _scratch.of(struct.batch),
+            _scratch.for_scoring(struct.batch),
         )
         _check("normalize", status)
 
@@ -235,7 +243,7 @@ class CBackend:
             _lend("double[]", logprobs),
             begin,
             end,
-            _scratch.sized(lib.fastsoftmax_sample_scratch_size(struct.batch, chosen)),
+            _scratch.for_sampling(struct.batch, chosen),
         )
         _check("sample", status)
 
@@ -243,7 +251,7 @@ class CBackend:
         self, batch: Batch, filters: Filters, counts: Int64, begin: int, end: int
     ) -> None:
         struct, chosen = _Struct(self._isa, False, batch, None), _filters(filters)
-        scratch = _scratch.sized(lib.fastsoftmax_sample_scratch_size(struct.batch, chosen))
+        scratch = _scratch.for_sampling(struct.batch, chosen)
         status = lib.fastsoftmax_count_survivors(
             struct.batch, chosen, _lend("int64_t[]", counts), begin, end, scratch
         )
@@ -268,7 +276,7 @@ class CBackend:
             _lend("double[]", logprobs),
             begin,
             end,
-            _scratch.sized(lib.fastsoftmax_sample_scratch_size(struct.batch, chosen)),
+            _scratch.for_sampling(struct.batch, chosen),
         )
         _check("survivors", status)
 
