@@ -29,63 +29,10 @@ typedef int mask_f64;
 #define LANES_f32 1
 #define LANES_f64 1
 
-#if defined(__FMA__) || defined(FSM_ARM64) || defined(FP_FAST_FMA)
-FSM_INLINE float v_fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-FSM_INLINE double v_fma_f64(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#else
-FSM_INLINE uint64_t fsm_bits(double a)
-{
-    uint64_t u;
-    memcpy(&u, &a, sizeof u);
-    return u;
-}
-FSM_INLINE double fsm_from_bits(uint64_t u)
-{
-    double a;
-    memcpy(&a, &u, sizeof a);
-    return a;
-}
-/* sum + err, rounded to odd: the last bit is set where the result is inexact, so that a second,
- * coarser rounding is right (Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded
- * sums: proved algorithms using rounding to odd"). err is the exact error of sum. */
-FSM_INLINE double fsm_round_to_odd(double sum, double err)
-{
-    const uint64_t u = fsm_bits(sum);
-    const int toward_zero = (err < 0.0) != (sum < 0.0);
-    return err != 0.0 && !(u & 1) ? fsm_from_bits(toward_zero ? u - 1 : u + 1) : sum;
-}
-FSM_INLINE void fsm_two_sum(double a, double b, double *sum, double *err)
-{
-    const double s = a + b, bb = s - a;
-    *sum = s;
-    *err = (a - (s - bb)) + (b - bb);
-}
-/* The product of two floats is exact in double. */
-FSM_INLINE float v_fma_f32(float a, float b, float c)
-{
-    double s, e;
-    fsm_two_sum((double)a * (double)b, (double)c, &s, &e);
-    return (float)fsm_round_to_odd(s, e);
-}
-/* Splits each factor in two, which is right where no part of the product over- or underflows; the C
- * library's fma serves the rest, which is rare. */
-FSM_INLINE double v_fma_f64(double a, double b, double c)
-{
-    if (!(fabs(a) < 0x1p990 && fabs(b) < 0x1p990 && fabs(a * b) < 0x1p990 && fabs(c) < 0x1p990 &&
-          fabs(a * b) > 0x1p-900))
-        return a == 0.0 ? a * b + c : fma(a, b, c);
-    const double split = 134217729.0; /* 2^27 + 1: Veltkamp's splitting */
-    const double ca = split * a, cb = split * b;
-    const double ah = ca - (ca - a), al = a - ah, bh = cb - (cb - b), bl = b - bh;
-    const double p = a * b;
-    const double pl = ((ah * bh - p) + ah * bl + al * bh) + al * bl;
-    double th, tl, vh, vl, z, e;
-    fsm_two_sum(c, pl, &th, &tl);
-    fsm_two_sum(p, th, &vh, &vl);
-    fsm_two_sum(tl, vl, &z, &e);
-    return vh + fsm_round_to_odd(z, e);
-}
-#endif
+/* The C library's: one instruction behind a call where the CPU has it (glibc chooses at load time),
+ * correctly rounded in software elsewhere. */
+FSM_INLINE float v_fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
+FSM_INLINE double v_fma_f64(double a, double b, double c) { return fma(a, b, c); }
 #define UNROLL /* there is nothing to keep in registers, and code would grow a hundredfold */
 #define IN_STEP 1 /* exponentials in step: as many as the registers hold */
 
