@@ -235,7 +235,7 @@ def _sample(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None:
     if args.output is None:
         _over(x, draw, args.quiet)
         for token, logprob in zip(ids.flat, logprobs.flat, strict=True):
-            print(f"{token}\t{logprob:.9g}")
+            print(f"{token}\t{logprob + 0.0:.9g}")  # no negative zero
         return
     with _replaced(args.output, (args.input,), error) as temporary:
         _over(x, draw, args.quiet)
