@@ -82,6 +82,7 @@ class Logits:
         """
         for rows, batch in self.batches():
             _threads.run_rows(partial(call, rows, batch), batch.rows, batch.x.size)
+            del batch  # a copy is given back before the next one is made
 
     def index(self, rows: slice) -> Any:
         """The index of rows counted in C order; it gives them one axis."""
@@ -153,9 +154,11 @@ class Logits:
 def run_both(p: Logits, q: Logits, call: Callable[[slice, Batch, Batch, int, int], None]) -> None:
     """`Logits.run` for two of the same shape."""
     copied = not (p.readable and q.readable)
-    pairs = zip(p.batches(copied=copied), q.batches(copied=copied), strict=True)
-    for (rows, p_batch), (_, q_batch) in pairs:
+    q_batches = q.batches(copied=copied)
+    for rows, p_batch in p.batches(copied=copied):
+        _, q_batch = next(q_batches)
         _threads.run_rows(partial(call, rows, p_batch, q_batch), p_batch.rows, p_batch.x.size)
+        del p_batch, q_batch  # copies are given back before the next ones are made
 
 
 def as_array(value: Any, name: str) -> tuple[Array, Any]:

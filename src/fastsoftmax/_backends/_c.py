@@ -46,6 +46,7 @@ class _Scratch(threading.local):
     """Scratch memory of each thread, kept between calls."""
 
     size = 0
+    memory: NDArray[np.uint8] | None = None
     pointer: Any = ffi.NULL
 
     def of(self, batch: Any) -> Any:
@@ -63,7 +64,8 @@ class _Scratch(threading.local):
     def sized(self, size: int) -> Any:
         """Memory of at least so many bytes."""
         if size > self.size:
-            self._memory, self.pointer = _allocate(size)
+            self.size, self.memory = 0, None  # given back before more is taken
+            self.memory, self.pointer = _allocate(size)
             self.size = size
         return self.pointer
 
