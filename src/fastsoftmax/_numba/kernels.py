@@ -159,13 +159,13 @@ def _read_scale(temperature, number):
     kept_apart()
     if size_of(number) == 4:
         # From 2**200 up, (x - max)/T is nothing beside 1 even in float64.
-        largest, least_exponent, infinite = 3.4028234663852886e38, -148, 2.0**200
+        limit, least_exponent, infinite = 3.4028234663852886e38, -148, 2.0**200
     else:
-        largest, least_exponent, infinite = 1.7976931348623157e308, -1074, np.inf
+        limit, least_exponent, infinite = 1.7976931348623157e308, -1074, np.inf
     kind = FINITE
     if temperature >= infinite:
         kind = INFINITE
-    elif not LOG2_E_HI / abs(temperature) <= largest:  # -0.0 is a zero too
+    elif not LOG2_E_HI / abs(temperature) <= limit:  # -0.0 is a zero too
         kind = ZERO
     # At a limit only the special rows are looked for, which any temperature finds.
     taken = temperature if kind == FINITE else 1.0
