@@ -1,13 +1,15 @@
-"""What is particular to the Numba backend: vector code, signatures, the compile cache, no numba."""
+"""What is particular to the Numba backend: vectors, layouts and types in memory, the cache."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracle import OPS, assert_close
+from oracle import OPS, assert_close, reference
 from support import generator, same_bits, why_not
 
 import fastsoftmax
+from fastsoftmax._backends._protocol import Batch
 
 PACKAGE = Path(fastsoftmax.__file__).parent
 EACH_OP = pytest.mark.parametrize("op", OPS)
@@ -27,13 +30,31 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", ["float32", "float64"])
 needs_numba = pytest.mark.skipif(why_not("numba") is not None, reason=str(why_not("numba")))
 
 
-def run(op: str, x: np.ndarray, temperature: Any = 0.7, out: np.ndarray | None = None) -> Any:
-    """A call of the backend itself, past the checks of the public functions."""
-    from fastsoftmax._backends._numba import NumbaBackend
+def backend() -> Any:
+    return fastsoftmax._backends._load("numba")
 
+
+def empty(op: str, x: np.ndarray, row_axes: int = 1, dtype: Any = None) -> np.ndarray:
+    """Room for the result of an operation."""
+    shape = x.shape[:row_axes] if op == "logsumexp" else x.shape
+    return np.empty(shape, x.dtype if dtype is None else dtype)
+
+
+def run(
+    op: str,
+    x: np.ndarray,
+    temperature: Any = 0.7,
+    out: np.ndarray | None = None,
+    where: np.ndarray | None = None,
+    row_axes: int = 1,
+) -> Any:
+    """A call of the backend itself, past the checks of the public functions."""
     if out is None:
-        out = np.empty(len(x) if op == "logsumexp" else x.shape, x.dtype)
-    NumbaBackend().run(op, x, np.atleast_1d(np.asarray(temperature, dtype=np.float64)), out)
+        out = empty(op, x, row_axes)
+    shape = x.shape[:row_axes]
+    temperature = np.broadcast_to(np.asarray(temperature, dtype=np.float64), shape)
+    batch = Batch(x, row_axes, temperature, where)
+    backend().run(op, batch, out, 0, batch.rows)
     return out
 
 
@@ -50,7 +71,7 @@ def python(script: str, package: Path = PACKAGE, **environment: str | None) -> A
         env={name: value for name, value in given.items() if value is not None},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -58,20 +79,22 @@ def python(script: str, package: Path = PACKAGE, **environment: str | None) -> A
 
 # ---- the machine code
 
+KERNELS = (*OPS, "reduce_row", "plan_row", "write_row")
+
 
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The code of each kernel and type. Only what was compiled here has a listing."""
     return python(
-        """
+        f"""
 import fastsoftmax
 from fastsoftmax._numba import kernels
 fastsoftmax.warmup()
-print(json.dumps({
-    f"{op} {signature[0].dtype}": text
-    for op in ("softmax", "log_softmax", "logsumexp")
-    for signature, text in getattr(kernels, op).inspect_asm().items()
-}))
+print(json.dumps({{
+    f"{{name}} {{next(kind for kind in signature if hasattr(kind, 'dtype')).dtype}}": text
+    for name in {KERNELS!r}
+    for signature, text in getattr(kernels, name).inspect_asm().items()
+}}))
 """,
         NUMBA_CACHE_DIR=str(tmp_path_factory.mktemp("cache")),
     )
@@ -87,87 +110,152 @@ def _has_fma() -> bool:
 
 
 @needs_numba
-@EACH_OP
+@pytest.mark.parametrize("name", KERNELS)
 @EACH_DTYPE
-def test_no_exponential_is_called(assembly: dict[str, str], op: str, dtype: str) -> None:
-    calls = re.findall(r"\$_*(\w+), %r\w+|\b(?:callq?|bl)\s+_*(\w+)", assembly[f"{op} {dtype}"])
+def test_no_function_of_the_mathematical_library(
+    assembly: dict[str, str], name: str, dtype: str
+) -> None:
+    """But for what a row needs once: its temperature taken apart, the logarithm of a count."""
+    calls = re.findall(r"\$_*(\w+), %r\w+|\b(?:callq?|bl)\s+_*(\w+)", assembly[f"{name} {dtype}"])
     names = {name for pair in calls for name in pair if name}
     assert names, "no call of anything was recognised"
-    assert not names & {"exp", "expf", "exp2", "exp2f", "expm1", "pow", "powf", "fma", "fmaf"}
+    functions = {"exp", "exp2", "expm1", "pow", "log1p", "log2", "fma", "fmax", "rint"}
+    functions |= {name + "f" for name in functions} | {"log", "extendhfsf2", "truncsfhf2"}
+    allowed = {"log"} if name in (*OPS, "plan_row") else set()
+    assert not names & functions - allowed
 
 
 @needs_numba
 @pytest.mark.skipif(not _has_fma(), reason="not an x86 CPU with AVX2 and FMA")
-@EACH_OP
+@pytest.mark.parametrize("name", OPS)
 @EACH_DTYPE
-def test_loops_are_vectorised(assembly: dict[str, str], op: str, dtype: str) -> None:
-    code = assembly[f"{op} {dtype}"]
-    packed = "ps" if dtype == "float32" else "pd"
+def test_all_is_done_on_vectors(assembly: dict[str, str], name: str, dtype: str) -> None:
+    packed, scalar = ("ps", "ss") if dtype == "float32" else ("pd", "sd")
+    bodies: dict[str, str] = {}
+    for symbol, body in re.findall(
+        r"^(_ZN\S+):\n(.*?)\n\t\.size", assembly[f"{name} {dtype}"], re.M | re.S
+    ):
+        function = re.search(r"kernels\d+(_[a-z_]+?)B\d", symbol)
+        if function:
+            bodies[function[1]] = bodies.get(function[1], "") + body
+    wanted = {
+        "_exponentials": rf"vfmadd\d+{packed}",
+        "_maximum": rf"v(max|cmp\w*){packed}",
+        "_sum": r"vaddpd",
+        "_sum_columns": r"vaddpd",
+        "_load_tile": r"vp?(unpck|shuf|perm)\w*",
+    }
+    if name == "softmax":
+        wanted |= {"_scale": rf"v(mul|fmadd\d+){packed}", "_store_tile": r"vp?(unpck|shuf|perm)\w*"}
+    if name == "log_softmax":
+        wanted |= {"_log_probabilities": r"vfmadd\d+pd"}
+    for function, instruction in wanted.items():
+        assert re.search(rf"\b{instruction}\s.*%[yz]mm", bodies[function]), function
     # The polynomial alone has 6 or 11 of them.
-    assert len(re.findall(rf"\bvfmadd\d+{packed}\s.*%[yz]mm", code)) >= 6
-    assert re.search(rf"\bvmul{packed}\s.*%[yz]mm", code)
-    # The maximum goes by the order of integers.
-    size = "d" if dtype == "float32" else "[qd]"
-    assert re.search(rf"\bv(pmaxs{size}|pcmpgt{size})\s.*%[yz]mm", code)
+    assert len(re.findall(rf"\bvfmadd\d+{packed}\s.*%[yz]mm", bodies["_exponentials"])) >= 6
+    for function in ("_exponentials", "_maximum", "_scale", "_log_probabilities"):
+        numbers = re.findall(
+            rf"\bv(?:add|sub|mul|div|max|fn?madd\d+)(?:{scalar})\s", bodies.get(function, "")
+        )
+        assert not numbers, function
 
 
-# ---- signatures and layouts
+# ---- the same bits, whatever the way
+
+# Every length up to some more than two groups, and around blocks.
+LENGTHS = (*range(1, 301), 2047, 2048, 2049, 2050, 5000)
 
 
 @needs_numba
+@EACH_OP
 @EACH_DTYPE
-def test_one_signature_for_each_type(dtype: str) -> None:
-    """Whatever the layout and the flags, nothing is compiled anew, and the bits are the same."""
-    from fastsoftmax._numba import kernels
+def test_bits_do_not_depend_on_the_layout(op: str, dtype: str) -> None:
+    """Batch, position, alignment, columns, steps, masks, axes, threads: those of each row alone."""
+    rng = generator("bits", dtype)
+    rows = 20
+    for length in LENGTHS:
+        # Numbers that float16 has; one row is all but certain, and one is nearly so.
+        x = (rng.normal(size=(rows, length)) * 4).astype(np.float16)
+        x[3] *= 16
+        x[4, 0] = 20
+        half, x = x, x.astype(dtype)
+        want = np.concatenate([run(op, x[i : i + 1]) for i in range(rows)])
 
-    fastsoftmax._backends._load("numba").warmup()
-    x = (generator("layouts", dtype).normal(size=(6, 2500)) * 5).astype(dtype)
-    t = np.array([0.3, 0.7, 1, 2, 7, 0.7])
-    inside = np.zeros((6, 2600), dtype)[:, 3:2503]
-    inside[:] = x
-    locked, locked_t = x.copy(), t.copy()
-    locked.flags.writeable = locked_t.flags.writeable = False
-    for op in OPS:
-        want = run(op, x, t)
-        assert same_bits(run(op, inside, t), want)
-        assert same_bits(run(op, locked, locked_t), want)
-        assert same_bits(run(op, x[::-1], t[::-1].copy()), want[::-1])
-        assert same_bits(run(op, np.broadcast_to(x[0], (6, 2500)), 0.3)[4], want[0])
-        assert same_bits(run(op, x[2:3], t[2:3]), want[2:3])
-        if op == "logsumexp":
-            out = np.zeros(12, dtype)
-            assert same_bits(run(op, x, t, out[::2]), want)
-            assert not out[1::2].any()
+        def check(what: str, got: np.ndarray, want: np.ndarray = want, n: int = length) -> None:
+            assert same_bits(got, want), (what, n)
+
+        columns = np.asfortranarray(x)
+        aside = np.zeros((rows, 2 * length + 1), dtype)
+        check("batch", run(op, x))
+        check("columns", run(op, columns))
+        if op != "logsumexp":
+            check("columns to columns", run(op, columns, out=np.empty_like(columns)))
+            check("rows to columns", run(op, x, out=np.empty_like(columns)))
+            check("in place", run(op, x_copy := x.copy(), out=x_copy))
+            check("columns in place", run(op, x_copy := columns.copy("F"), out=x_copy))
+        aside[:, 1::2] = x
+        check("every other entry", run(op, aside[:, 1::2]))
+        aside[:, 1 : length + 1] = x
+        check("apart, not aligned", run(op, aside[:, 1 : length + 1]))
+        aside[::-1, length:0:-1] = x
+        check("backwards", run(op, aside[::-1, length:0:-1]))
+        if dtype == "float32":
+            check("float16", run(op, half, out=empty(op, x)))
+            check("columns of float16", run(op, np.asfortranarray(half), out=empty(op, x)))
         else:
-            assert same_bits(run(op, x, t, inside), want)
-            inside[:] = x
-        assert len(getattr(kernels, op).signatures) == 2
-    assert same_bits(locked, x)
+            check("float32", run(op, x.astype("f4"), out=empty(op, x)))
+        where = rng.random(x.shape) < 0.8
+        where[:, 0] = True
+        low, masked = np.where(where, x, -np.inf), np.where(where, x, np.nan)
+        masked_want = run(op, low)
+        check("mask", run(op, masked, where=where), masked_want)
+        where = np.asfortranarray(where)
+        check("columns of a mask", run(op, np.asfortranarray(masked), where=where), masked_want)
+        if length % 6 == 0:
+            shape = (rows, 2, length // 6, 3)
+            several = np.zeros(shape, dtype).transpose(0, 1, 3, 2)
+            several[:] = x.reshape(rows, 2, 3, length // 6)
+            check("several axes", run(op, several).reshape(want.shape))
+            check(
+                "columns of several axes", run(op, np.asfortranarray(several)).reshape(want.shape)
+            )
+        for i in (2, 3, 4):
+            out = empty(op, x)
+            row = backend().split(op, Batch(x, 1, np.full(rows, 0.7)), out, i)
+            for b in reversed(range(row.blocks)):
+                row.reduce(b, b + 1)
+            row.merge()
+            for b in reversed(range(row.blocks)):
+                row.write(b, b + 1)
+            check("split", out[i], want[i])
 
 
 @needs_numba
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])
 @EACH_DTYPE
-def test_in_place(op: str, dtype: str) -> None:
-    rng = generator("in place", dtype)
-    for length in (1, 5, 127, 128, 129, 2047, 2048, 2049, 4096, 5003):
-        for temperature in (0.0, 0.7, np.inf):
-            x = (rng.normal(size=(2, length)) * 9).astype(dtype)
-            want = run(op, x, temperature)
-            assert same_bits(run(op, x, temperature, x), want), (length, temperature)
-
-
-@needs_numba
-@EACH_DTYPE
-def test_blocks_far_below_the_maximum(dtype: str) -> None:
-    """Their weight, times the bias of the exponentials, would be denormal."""
-    far = 45 if dtype == "float32" else 360
-    rng = generator("far", dtype)
-    for depth in (1.0, 1.3, 1.8, 2.1, 3.0):
-        x = (rng.uniform(0, far / 4, size=(2, 6000)) - depth * far).astype(dtype)
-        x[0, 5000] = x[1, 100] = 0
-        for op in OPS:
-            assert_close(op, run(op, x, 1.0), x)
+def test_bits_do_not_depend_on_the_caches(op: str, dtype: str) -> None:
+    """Large outputs go past them, in whole cache lines but for odd ends; terms of the first blocks
+    of a long row are kept, others are computed again."""
+    rng = generator("caches", dtype)
+    for shape in ((600, 2003), (5, 300_001)):
+        x = (rng.normal(size=shape) * 4).astype(dtype)
+        assert x.nbytes > 1 << 22
+        want = np.concatenate([run(op, x[i : i + 1].copy()) for i in range(len(x))])
+        for offset in (0, 1, 5):
+            memory = np.zeros(x.size + offset, dtype)
+            out = memory[offset:].reshape(shape)
+            assert same_bits(run(op, x, out=out), want)
+            assert not memory[:offset].any()
+            out[:] = x
+            assert same_bits(run(op, out, out=out), want)
+            memory = np.zeros(x.size + offset, dtype)
+            columns = memory[offset:].reshape(shape[::-1])
+            columns[:] = x.T
+            assert same_bits(run(op, columns.T), want)
+            assert same_bits(run(op, columns.T, out=columns.T), want)
+            memory[:] = 0
+            assert same_bits(run(op, x, out=columns.T), want)
+            assert not memory[:offset].any()
 
 
 @needs_numba
@@ -179,7 +267,223 @@ def test_many_threads() -> None:
     assert same_bits(np.concatenate(rows), want)
 
 
+# ---- against the oracle
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(getattr(pytest.importorskip("ml_dtypes"), name) if name == "bfloat16" else name)
+
+
+def _check(
+    op: str, x: np.ndarray, axes: tuple[int, ...], dtype: Any = None, **call: Any
+) -> np.ndarray:
+    """The result for an array of any layout, which is as exact as promised."""
+    rest = tuple(i for i in range(x.ndim) if i not in axes)
+    order = rest + axes
+    where = call.get("where")
+    if where is not None:
+        where = np.broadcast_to(where, x.shape).transpose(order)
+    out = np.empty(x.shape, x.dtype if dtype is None else dtype).transpose(order)
+    if op == "logsumexp":
+        out = empty(op, out, len(rest))
+    got = run(op, x.transpose(order), call.get("temperature", 1.0), out, where, len(rest))
+    if op != "logsumexp":
+        got = got.transpose(np.argsort(order))
+    assert_close(op, got, x, axis=axes, dtype=dtype, **call)
+    return got
+
+
+@needs_numba
+@EACH_OP
+@pytest.mark.parametrize("x_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_pair_of_types(op: str, x_dtype: str, dtype: str) -> None:
+    rng = generator("types", x_dtype, dtype)
+    for shape in ((20, 10), (20, 3), (5, 333), (3, 2500), (40, 100)):
+        x = (rng.normal(size=shape) * 4).astype(_dtype(x_dtype))
+        for axis in (0, 1):
+            _check(op, x, (axis,), _dtype(dtype), temperature=0.7)
+
+
+def _layouts(x: np.ndarray) -> Iterator[np.ndarray]:
+    """The same numbers in other places, or the same places for several numbers."""
+    double = np.zeros([2 * n for n in x.shape], x.dtype)
+    double[tuple(slice(None, None, 2) for _ in x.shape)] = x
+    yield x
+    yield np.asfortranarray(x)
+    yield double[tuple(slice(None, None, 2) for _ in x.shape)]
+    yield np.flip(np.flip(x).copy())
+    yield np.broadcast_to(x[:1], x.shape)
+    yield np.broadcast_to(x[..., :1], x.shape)
+
+
+@needs_numba
+@EACH_OP
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_layout(op: str, dtype: str) -> None:
+    """Masks and temperatures among them, of which some count as 0 or infinity."""
+    rng = generator("layouts", dtype)
+    temperatures = [0.3, 0.7, 1.0, 20.0, 1e-320, 1e300, np.inf]
+    for shape in ((20, 10), (3, 9), (17, 700), (3, 17, 5), (4, 3, 20, 2), (2, 3000)):
+        x = (rng.normal(size=shape) * 4).astype(_dtype(dtype))
+        for a in _layouts(x):
+            for count in range(1, min(len(shape), 2) + 1):
+                for axes in itertools.combinations(range(len(shape)), count):
+                    rest = [n for i, n in enumerate(shape) if i not in axes]
+                    t = rng.choice(temperatures, size=rest)
+                    _check(op, a, axes, temperature=t)
+                    _check(op, a, axes, temperature=0.7, where=rng.random(shape) < 0.7)
+                    _check(op, a, axes, temperature=t, where=rng.random(shape[-1:]) < 0.7)
+
+
+@needs_numba
+@EACH_OP
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_special_rows_among_others(op: str, dtype: str) -> None:
+    rng = generator("special", dtype)
+    numbers = np.array([np.nan, np.inf, -np.inf, -np.inf])
+    for shape in ((40, 10), (40, 3), (30, 100), (6, 4500), (2500, 20)):
+        x = (rng.normal(size=shape) * 4).astype(_dtype(dtype))
+        places = tuple(rng.integers(0, n, 12) for n in shape)
+        x[places] = rng.choice(numbers, size=12)
+        x[1], x[:, 1] = -np.inf, -np.inf
+        where = rng.random(shape) < 0.6
+        where[2], where[:, 2] = False, False
+        for temperature in (0.7, np.inf) if op == "logsumexp" else (0.0, 0.7, np.inf):
+            for axis in (0, 1):
+                _check(op, x, (axis,), temperature=temperature)
+                _check(op, x, (axis,), temperature=temperature, where=where)
+
+
+@needs_numba
+@EACH_DTYPE
+def test_blocks_far_below_the_maximum(dtype: str) -> None:
+    """Their weight, times the factor of the exponentials, would be denormal."""
+    far = 45 if dtype == "float32" else 360
+    rng = generator("far", dtype)
+    for depth in (1.0, 1.3, 1.8, 2.1, 3.0):
+        x = (rng.uniform(0, far / 4, size=(8, 6000)) - depth * far).astype(dtype)
+        x[::2, 5000] = x[1::2, 100] = 0
+        for op in OPS:
+            got = _check(op, x, (1,))
+            assert same_bits(_check(op, np.asfortranarray(x), (1,)), got)
+
+
+@needs_numba
+@EACH_DTYPE
+def test_the_logarithm_of_a_sum(dtype: str) -> None:
+    """Rows of zeros, and of one zero and much smaller numbers: log(n), log1p(exp(-a))."""
+    for n in (*range(1, 40), 1000, 5000):
+        got = run("logsumexp", np.zeros((1, n), dtype), 1.0)
+        assert abs(got[0] - np.log(n)) <= np.spacing(got[0]) * 1.01
+    for a in (0.1, 0.5, 0.8, 0.88, 0.882, 1.0, 5.0, 30.0):
+        x = np.array([[0, -a]], dtype)
+        want = reference("logsumexp", x).value[0]
+        assert abs(run("logsumexp", x, 1.0)[0] - want) <= 2 * np.spacing(x.dtype.type(want))
+
+
+# ---- the 16-bit types
+
+CONVERSIONS = """
+import ml_dtypes, numpy as np
+from numba import njit
+from fastsoftmax._numba import kernels, vectors
+
+@njit
+def widen(a, kind, out, number):
+    kernels._widen(a.ctypes.data, kind, a.size, out.ctypes.data, number)
+
+@njit
+def narrow(a, kind, out, number):
+    kernels._narrow(a.ctypes.data, kind, a.size, out.ctypes.data, number)
+
+def differ(a, b):
+    same = (a == b) & (np.signbit(a) == np.signbit(b))
+    return int((~same & ~(np.isnan(a) & np.isnan(b))).sum())
+
+np.seterr(all="ignore")
+result = {"hardware": vectors.HALF is not None}
+every = np.arange(1 << 16, dtype=np.uint16)
+for kind, dtype in ((vectors.F16, np.float16), (vectors.BF16, ml_dtypes.bfloat16)):
+    for number in (np.float32, np.float64):
+        name = f"{np.dtype(dtype)} {np.dtype(number)}"
+        out = np.empty(1 << 16, number)
+        widen(every, kind, out, number)
+        result["widen " + name] = differ(out, every.view(dtype).astype(number))
+        # All finite numbers, what lies in the middle of two, what is next to that, and beyond.
+        finite = every.view(dtype).astype(np.float64)
+        finite = np.sort(finite[np.isfinite(finite)])
+        middle = ((finite[1:] + finite[:-1]) / 2).astype(number)
+        up, down = (np.nextafter(middle, number(to)) for to in (np.inf, -np.inf))
+        largest = finite[-1] + (finite[-1] - finite[-2]) / 2
+        beyond = [largest, np.nextafter(largest, 0), 2 * largest, np.inf, np.nan, 1e-46]
+        beyond = np.array(beyond).astype(number)
+        a = np.concatenate([finite.astype(number), middle, up, down, beyond, -beyond])
+        a = np.concatenate([a, np.zeros(-len(a) % vectors.LANES, number)])
+        out = np.empty(len(a), np.uint16)
+        narrow(a, kind, out, number)
+        # To the nearest, of two to the even one: by the order of the numbers.
+        i = np.clip(np.searchsorted(finite, a), 1, len(finite) - 1)
+        low, high = finite[i - 1], finite[i]
+        to_low, to_high = a.astype(np.longdouble) - low, high - a.astype(np.longdouble)
+        odd = (low.astype(dtype).view(np.uint16) & 1).astype(bool)
+        want = np.where((to_low < to_high) | ((to_low == to_high) & ~odd), low, high)
+        want = np.where(np.abs(a) >= largest, np.copysign(np.inf, a), want)
+        want = np.where(np.isnan(a), np.nan, np.copysign(want, a))
+        result["narrow " + name] = differ(out.view(dtype).astype(np.float64), want)
+print(json.dumps(result))
+"""
+
+
+@needs_numba
+@pytest.mark.parametrize("cpu", ["this", "generic"])
+def test_conversions(cpu: str, tmp_path: Path) -> None:
+    """All numbers of 16 bits, and all that round to them; float64 is rounded once."""
+    pytest.importorskip("ml_dtypes")
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""} if cpu == "generic" else {}
+    result = python(CONVERSIONS, NUMBA_CACHE_DIR=str(tmp_path), **plain)
+    assert not (result.pop("hardware") and plain)
+    assert len(result) == 8
+    assert set(result.values()) == {0}, result
+
+
+# ---- signatures
+
+
+@needs_numba
+def test_one_signature_for_each_arithmetic() -> None:
+    """Whatever the layout, the types in memory and the flags, nothing is compiled anew."""
+    from fastsoftmax._numba import kernels
+
+    backend().warmup()
+    x = (generator("signatures").normal(size=(6, 2500)) * 5).astype("f4")
+    locked = x.copy()
+    locked.flags.writeable = False
+    for op in OPS:
+        want = run(op, x, [0.3, 0.7, 1, 2, 7, 0.7])
+        assert same_bits(run(op, locked, [0.3, 0.7, 1, 2, 7, 0.7]), want)
+        for dtype in ("e", "f", "d"):
+            for a in (x, x.T, x[::-1, ::3], x.reshape(2, 3, 2500), locked):
+                run(op, a.astype(dtype), row_axes=a.ndim - 1)
+                run(op, a, out=empty(op, a, dtype=dtype), where=a > 0)
+    assert same_bits(locked, x)
+    for name in KERNELS:
+        assert len(getattr(kernels, name).signatures) == 2, name
+
+
 # ---- the compile cache
+
+
+@needs_numba
+def test_the_cache_notices_a_change_in_the_vectors() -> None:
+    """It looks at the file of the kernels alone, which therefore changes with the other one."""
+    from fastsoftmax._numba import kernels
+
+    text = (PACKAGE / "_numba" / "vectors.py").read_bytes().replace(b"\r\n", b"\n")
+    assert zlib.crc32(text) == kernels.VECTORS, f"kernels.VECTORS must be {zlib.crc32(text):#010x}"
+
 
 CALL = """
 import numpy as np, fastsoftmax
@@ -196,7 +500,7 @@ print(json.dumps({
 """
 
 
-def _check(result: Any, package: Path) -> None:
+def _check_call(result: Any, package: Path) -> None:
     assert Path(result["file"]).parent == package
     np.testing.assert_allclose(result["p"], [0.09003057, 0.24472848, 0.66524094], rtol=1e-6)
 
@@ -231,7 +535,7 @@ def test_read_only_install(read_only: Path, tmp_path: Path) -> None:
     for hits in (0, 1):
         home = {"NUMBA_CACHE_DIR": None, "XDG_CACHE_HOME": str(tmp_path / "user")}
         result = python(CALL, read_only, **home)
-        _check(result, read_only)
+        _check_call(result, read_only)
         assert Path(result["cache"]).is_relative_to(tmp_path / "user")
         assert (result["hits"], result["misses"]) == (hits, 1 - hits)
 
@@ -243,7 +547,7 @@ def test_nowhere_to_write(read_only: Path) -> None:
     home = None if sys.platform == "linux" else os.devnull
     nowhere = {"NUMBA_CACHE_DIR": None, "HOME": home, "XDG_CACHE_HOME": f"{os.devnull}/cache"}
     result = python(CALL, read_only, **nowhere)
-    _check(result, read_only)
+    _check_call(result, read_only)
     assert result["cache"] == "none"
 
 

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 try:
     import llvmlite.binding
@@ -16,11 +15,11 @@ except ModuleNotFoundError as cause:
 
 from fastsoftmax._backends._numpy_scoring import ReferenceScoring
 from fastsoftmax._backends._protocol import Array, Batch
-from fastsoftmax._numba import kernels
+from fastsoftmax._numba import kernels, vectors
 from fastsoftmax._ops import OPS
 
 # By the character of a dtype, which is quicker to have than its name. "E" is ml_dtypes.bfloat16.
-_TYPES = {"e": kernels.F16, "E": kernels.BF16, "f": kernels.F32, "d": kernels.F64}
+_TYPES = {"e": vectors.F16, "E": vectors.BF16, "f": vectors.F32, "d": vectors.F64}
 # An output of this many bytes goes past the caches: it would push out all that is in them.
 _STREAMED = 1 << 22
 
@@ -90,18 +89,20 @@ class _SplitRow:
 
     def reduce(self, begin: int, end: int) -> None:
         call = self._call
-        kernels.reduce_row(call.workspace(False), self._state, call.table, self._row, begin, end)
+        kernels.reduce_row(
+            call.workspace(by_columns=False), self._state, call.table, self._row, begin, end
+        )
 
     def merge(self) -> None:
         call = self._call
-        work = call.workspace(False)
+        work = call.workspace(by_columns=False)
         kernels.plan_row(self._operation, work, self._state, call.table, self._row)
 
     def write(self, begin: int, end: int) -> None:
         if self._reduces:
             return  # `merge` wrote the number
         call = self._call
-        work = call.workspace(False)
+        work = call.workspace(by_columns=False)
         kernels.write_row(self._operation, work, self._state, call.table, self._row, begin, end)
 
 
