@@ -3,21 +3,25 @@
 A contender is prepared with an array of logits and gives a function without arguments that does the
 work once and returns the result. Outputs are allocated and touched beforehand wherever a library
 can be given one, so that no page fault is measured that its user could avoid. All run in one
-thread.
+thread unless their names say otherwise.
+
+An operation is one of the package's table, or a query: a scoring or sampling function with what it
+is asked.
 """
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import fastsoftmax
-from benchmarks.shapes import TEMPERATURE
+from benchmarks.shapes import SEED, TEMPERATURE
 from fastsoftmax import _backends
 from fastsoftmax._ops import OPS
 
@@ -53,6 +57,26 @@ def touched(shape: tuple[int, ...], dtype: Any) -> Array:
     a = np.empty(shape, dtype)
     a.fill(0)
     return a
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked of rows of logits, and read from them alone: nothing of their size comes back.
+
+    Attributes
+    ----------
+    ours, torch : callable
+        From the logits and a token id for each row to the answer: this package's, and that of the
+        idiom that PyTorch's users know for it. Of several arrays of answers it is one that can be
+        compared.
+    """
+
+    ours: Callable[[Array, Array], Any]
+    torch: Callable[[Any, Any], Any]
+
+
+def token_ids(x: Array) -> Array:
+    return np.random.default_rng(SEED).integers(x.shape[-1], size=len(x))
 
 
 def reduced_shape(x: Array, axis: int) -> tuple[int, ...]:
@@ -172,6 +196,57 @@ def _torch_out(op: str, x: Array, axis: int) -> Call:
     return lambda: function(tensor, axis, out=out)
 
 
+def _torch_query(op: str, x: Array, axis: int) -> Call:
+    return partial(QUERIES[op].torch, _torch_tensor(x), _torch_tensor(token_ids(x)))
+
+
+def _inference_mode() -> AbstractContextManager[None]:
+    import torch
+
+    mode: AbstractContextManager[None] = torch.inference_mode()
+    return mode
+
+
+def _torch_cross_entropy(logits: Any, targets: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.cross_entropy(logits / TEMPERATURE, targets)
+
+
+def _torch_token_logprobs(logits: Any, ids: Any) -> Any:
+    """With ranks, as inference servers return them."""
+    logprobs = (logits / TEMPERATURE).log_softmax(-1)
+    chosen = logprobs.gather(-1, ids[:, None])
+    _ranks = 1 + (logprobs > chosen).sum(-1)
+    return chosen[:, 0]
+
+
+def _torch_topk_logprobs(k: int, logits: Any, ids: Any) -> Any:
+    return (logits / TEMPERATURE).log_softmax(-1).topk(k).values
+
+
+def _torch_entropy(logits: Any, ids: Any) -> Any:
+    logprobs = (logits / TEMPERATURE).log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def _torch_sample(
+    logits: Any, ids: Any, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Any:
+    """Softmax, for top-p a sort and running sums, masks, and a draw."""
+    logits = logits / TEMPERATURE
+    if top_k:
+        logits.masked_fill_(logits < logits.topk(top_k).values[:, -1:], -np.inf)
+    probs = order = logits.softmax(-1)
+    if top_p < 1:
+        probs, order = probs.sort(descending=True)
+        probs.masked_fill_(probs.cumsum(-1) - probs >= top_p, 0)
+    if min_p:
+        probs.masked_fill_(probs < min_p * probs.amax(-1, keepdim=True), 0)
+    drawn = probs.multinomial(1)
+    return (order.gather(-1, drawn) if top_p < 1 else drawn)[:, 0]
+
+
 # ONNX Runtime
 
 
@@ -234,29 +309,91 @@ def _onnx_bound(op: str, x: Array, axis: int) -> Call:
 # This package
 
 
-def _ours(op: str, name: str, isa: str | None, in_place: bool, x: Array, axis: int) -> Call:
+@contextmanager
+def _serving(name: str, isa: str | None, threads: int) -> Iterator[None]:
+    before = fastsoftmax.get_num_threads()
+    fastsoftmax.set_num_threads(threads)
+    try:
+        with fastsoftmax.use_backend(name, isa=isa):
+            yield
+    finally:
+        fastsoftmax.set_num_threads(before)
+
+
+# The same logits in orders that are the worst for a threshold that rises, or look so.
+_ORDERS: dict[str, Callable[[Array, int], Array]] = {
+    "if ascending": np.sort,
+    "if descending": lambda x, axis: -np.sort(-x, axis),
+    "if all equal": lambda x, axis: np.ones_like(x),
+}
+
+
+def _ours(op: str, name: str, isa: str | None, how: str, x: Array, axis: int) -> Call:
     reason = fastsoftmax.available_backends()[name]
     if reason is not None:
         raise MissingError(reason)
     if isa is not None and isa not in _backends.c_isas():
         raise MissingError(f"this CPU has no {isa}")
+    if how in _ORDERS:
+        x = _ORDERS[how](x, axis)
+    if op in QUERIES:
+        return partial(QUERIES[op].ours, x, token_ids(x))
     function = getattr(fastsoftmax, op)
-    if in_place:
+    if how == "in place":
         x = x.copy()
-    out = x if in_place else output(op, x, axis)
+    out = x if how == "in place" else output(op, x, axis)
     return lambda: function(x, axis, temperature=TEMPERATURE, out=out)
 
 
-def ours(op: str, backend: str) -> Contender:
+def ours(op: str, text: str) -> Contender:
     """This package: "c", "numba" or "numpy"; "c-avx2" caps the instruction set, "c in place"
-    has its output where its input is.
+    has its output where its input is, "c in 2 threads" is the one that does not run in one, and
+    "c if ascending", "c if descending", "c if all equal" are given such logits.
     """
-    backend, _, where = backend.partition(" in ")
+    backend, _, how = text.partition(" ")
     name, _, isa = backend.partition("-")
     return Contender(
-        partial(_ours, op, name, isa or None, where == "place"),
-        partial(fastsoftmax.use_backend, name, isa=isa or None),
+        partial(_ours, op, name, isa or None, how),
+        partial(_serving, name, isa or None, 2 if how == "in 2 threads" else 1),
     )
+
+
+def _sample(steps: Iterator[int], filters: dict[str, Any], x: Array, ids: Array) -> Array:
+    # A new draw each time: where in a row it lies may matter.
+    drawn = fastsoftmax.sample(x, temperature=TEMPERATURE, seed=SEED, step=next(steps), **filters)
+    return drawn.ids
+
+
+# The queries
+
+SCORING = {
+    "cross_entropy": Query(
+        lambda x, ids: fastsoftmax.cross_entropy(x, ids, temperature=TEMPERATURE),
+        _torch_cross_entropy,
+    ),
+    "token_logprobs": Query(
+        lambda x, ids: fastsoftmax.token_logprobs(x, ids, temperature=TEMPERATURE).logprobs,
+        _torch_token_logprobs,
+    ),
+    "topk_logprobs k=20": Query(
+        lambda x, ids: fastsoftmax.topk_logprobs(x, 20, temperature=TEMPERATURE).logprobs,
+        partial(_torch_topk_logprobs, 20),
+    ),
+    "entropy": Query(
+        lambda x, ids: fastsoftmax.entropy(x, temperature=TEMPERATURE), _torch_entropy
+    ),
+}
+FILTERS: dict[str, dict[str, Any]] = {
+    "sample": {},
+    "sample min_p=0.02": {"min_p": 0.02},
+    "sample top_p=0.95": {"top_p": 0.95},
+    "sample top_k=50 top_p=0.95 min_p=0.02": {"top_k": 50, "top_p": 0.95, "min_p": 0.02},
+}
+SAMPLING = {
+    name: Query(partial(_sample, count(), filters), partial(_torch_sample, **filters))
+    for name, filters in FILTERS.items()
+}
+QUERIES = SCORING | SAMPLING
 
 
 _LIMITS = {
@@ -269,13 +406,18 @@ BACKENDS = ("c", "numba", "numpy")
 
 def peers(op: str) -> dict[str, Contender]:
     """The contenders of an operation beside this package, by their names."""
+    if op in QUERIES:
+        return {
+            "np.max": _LIMITS["np.max"],
+            "torch": Contender(partial(_torch_query, op), _inference_mode),
+        }
     limit = "np.max" if OPS[op].reduces else "np.copyto"
     return {
         limit: _LIMITS[limit],
         "NumPy passes": Contender(partial(_numpy, op)),
         "SciPy": Contender(partial(_scipy, op)),
-        "torch(x/T)": Contender(partial(_torch, op)),
-        "torch(x, out=)": Contender(partial(_torch_out, op), temperature=1.0),
+        "torch(x/T)": Contender(partial(_torch, op), _inference_mode),
+        "torch(x, out=)": Contender(partial(_torch_out, op), _inference_mode, temperature=1.0),
         "ONNX Runtime": Contender(partial(_onnx, op), temperature=1.0),
         "ONNX Runtime bound": Contender(partial(_onnx_bound, op), temperature=1.0),
     }

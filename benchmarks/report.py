@@ -1,9 +1,9 @@
 """``python -m benchmarks.report``: everything side by side in one run, and how near the goals are.
 
-One thread, output arrays given, medians over rounds in which all contenders take turns. What is not
-installed is left out. Small arrays are in the caches; large ones, of a million entries or more,
-come from memory, as the logits of a model do that has worked on something else meanwhile: their
-copies take turns, twice as many as fill the last cache.
+One thread unless said, output arrays given, medians over rounds in which all contenders take turns.
+What is not installed is left out. Small arrays are in the caches; large ones, of a million entries
+or more, come from memory, as the logits of a model do that has worked on something else meanwhile:
+their copies take turns, twice as many as fill the last cache.
 
 PyTorch's and SciPy's times for large arrays have the page faults of new memory in them, or not, as
 the C library decides: their users meet both.
@@ -27,7 +27,15 @@ from pathlib import Path
 import numpy as np
 
 import fastsoftmax
-from benchmarks.contenders import BACKENDS, MissingError, contender, peers
+from benchmarks.contenders import (
+    BACKENDS,
+    FILTERS,
+    QUERIES,
+    Contender,
+    MissingError,
+    contender,
+    peers,
+)
 from benchmarks.shapes import SHAPES, TEMPERATURE, Shape, logits
 from benchmarks.timing import Task, in_turn, interleaved
 from fastsoftmax import _backends
@@ -50,8 +58,12 @@ class Goal:
 
     def text(self, backend: str) -> str:
         dtype = "" if self.dtype == "float32" else f" {self.dtype}"
-        ours = self.ours.replace(OURS, backend)
-        return f"{self.op} {self.shape}{dtype}: {ours} / {self.peer}"
+        ours, peer = self.names(backend)
+        return f"{self.op} {self.shape}{dtype}: {ours} / {peer}"
+
+    def names(self, backend: str) -> tuple[str, str]:
+        """The contenders, where `backend` is the one whose goals are checked."""
+        return self.ours.replace(OURS, backend), self.peer.replace(OURS, backend)
 
 
 STREAMS = 1_000_000  # entries of an array that is to come from memory
@@ -60,6 +72,12 @@ ONE = Shape(1, 128256)
 MEDIUM = Shape(4096, 1000)
 STREAMED = (LARGE, Shape(64, 32000), MEDIUM, Shape(16384, 128))
 CACHED = (Shape(8, 1000), Shape(1, 32000))
+BOTH = (LARGE, Shape(LARGE.rows, LARGE.cols, peaked=True))
+BOTH_ONES = (ONE, Shape(ONE.rows, ONE.cols, peaked=True))
+THREADED = Shape(64, 8192)  # fits in a cache
+SAMPLE, MIN_P, TOP_P, ALL_FILTERS = FILTERS
+BESIDE_MAX = {SAMPLE: 2.0, MIN_P: 2.0, TOP_P: 3.0, ALL_FILTERS: 2.0}
+SPARE = 10.0  # microseconds that a batch of one has beside that
 
 GOALS = (
     *(Goal("softmax", shape, "np.copyto", 1.15, 1.0) for shape in STREAMED),
@@ -68,7 +86,6 @@ GOALS = (
     Goal("softmax", ONE, "torch(x/T)", 0.35, 0.25),
     Goal("softmax", Shape(100000, 10), "ONNX Runtime", 0.4, 0.2),
     Goal("softmax", Shape(1000, 4096, axis=0), "np.copyto", 1.3, 1.0),
-    Goal("logsumexp", LARGE, "np.max", 1.3, 1.1),
     Goal("softmax", LARGE, "np.multiply in place", 1.15, 1.0, ours=f"{OURS} in place"),
     Goal("softmax", LARGE, "torch(x/T)", 1 / 2.5, 1 / 4, dtype="float16"),
     Goal("softmax", LARGE, "torch(x/T)", 1 / 1.6, 1 / 2, dtype="bfloat16"),
@@ -77,6 +94,29 @@ GOALS = (
     *(Goal(op, s, "c", 2.2, 1.2, ours="numba") for op in OPS for s in CACHED),
     *(Goal(op, s, "c-avx512", 1.6, ours="c-avx2") for op in OPS for s in (LARGE, ONE, MEDIUM)),
     *(Goal(op, LARGE, "c-avx512", ours="c-scalar") for op in OPS),
+    *(
+        Goal(op, shape, "np.max", 1.3, 1.1)
+        for op in ("logsumexp", "cross_entropy", "token_logprobs")
+        for shape in BOTH
+    ),
+    *(Goal("entropy", shape, "np.max", 1.8) for shape in BOTH),
+    *(Goal("topk_logprobs k=20", shape, "np.max", 1.6, 1.3) for shape in BOTH),
+    *(Goal("topk_logprobs k=20", shape, "torch", 1 / 8) for shape in BOTH),
+    *(
+        Goal("topk_logprobs k=20", LARGE, OURS, 4.0, ours=f"{OURS} if {order}")
+        for order in ("ascending", "descending", "all equal")
+    ),
+    *(
+        Goal(op, shape, "torch")
+        for op in ("cross_entropy", "token_logprobs", "entropy")
+        for shape in BOTH
+    ),
+    *(Goal(op, shape, "np.max", must) for op, must in BESIDE_MAX.items() for shape in BOTH),
+    *(Goal(op, shape, "torch", 1 / 100) for op in (TOP_P, ALL_FILTERS) for shape in BOTH),
+    *(Goal(op, shape, "torch") for op in (SAMPLE, MIN_P) for shape in BOTH),
+    *(Goal(op, shape, "np.max") for op in BESIDE_MAX for shape in BOTH_ONES),
+    *(Goal(op, LARGE, "c", 1.6, 1.2, ours="numba") for op in QUERIES),
+    Goal("softmax", THREADED, OURS, 1 / 1.7, ours=f"{OURS} in 2 threads"),
 )
 
 
@@ -178,7 +218,50 @@ def _peak_resident(options: Options) -> float:
     return _python(_PEAK_RESIDENT, options.backend)
 
 
+def _beside_max(op: str, shape: Shape, options: Options) -> float:
+    """Microseconds of a call beyond the multiple of np.max's that its goal allows."""
+    names = (options.backend, "np.max")
+    times = measure((op, shape, "float32"), names, options.rounds, options)
+    ours, limit = (_median(times[name]) for name in names)
+    return (ours - BESIDE_MAX[op] * limit) / 1e3
+
+
+def _short_rows(cols: int, options: Options) -> float:
+    """Time for an entry of a short row over that for one of a long row."""
+    shapes = (Shape(LARGE.size // cols, cols), LARGE)
+    who = contender("softmax", options.backend)
+    tasks = {str(s): _task(who, s, _copies(logits(s), options.in_cache)) for s in shapes}
+    times = interleaved(tasks, options.rounds, options.sample_ns, options.cpu_time)
+    short, long = (_median(times[str(s)]) / s.size for s in shapes)
+    return short / long
+
+
+def _hand_off(options: Options) -> float:
+    """Microseconds that two threads take beyond half the time of one."""
+    names = (f"{options.backend} in 2 threads", options.backend)
+    times = measure(("softmax", THREADED, "float32"), names, options.rounds, options)
+    two, one = (_median(times[name]) for name in names)
+    return (two - one / 2) / 1e3
+
+
 FIGURES = (
+    *(
+        Figure(
+            f"{op} {shape}: beyond {must:.0f} np.max", partial(_beside_max, op, shape), "us", SPARE
+        )
+        for op, must in BESIDE_MAX.items()
+        for shape in BOTH_ONES
+    ),
+    *(
+        Figure(
+            f"softmax, an entry in rows of {cols} / in rows of {LARGE.cols}",
+            partial(_short_rows, cols),
+            "x",
+            2.0,
+        )
+        for cols in (2, 4, 10, 32, 64)
+    ),
+    Figure(f"softmax {THREADED}: 2 threads beyond half the time of 1", _hand_off, "us", 60.0),
     Figure("one call on 8 numbers", partial(_small_call, True), "us", 3.0, 1.5),
     Figure("one call on 8 numbers without out=", partial(_small_call, False), "us"),
     Figure("import fastsoftmax / import numpy", _import_ratio, "", 1.3),
@@ -245,6 +328,14 @@ def _copies(x: np.ndarray, in_cache: bool) -> list[np.ndarray]:
     return [x, *(x.copy() for _ in range(total // x.nbytes))]
 
 
+def _task(who: Contender, shape: Shape, copies: Sequence[np.ndarray]) -> Task:
+    """The work on each of several copies in turn, done once."""
+    calls = [who.prepare(x, shape.axis) for x in copies]
+    with who.context():
+        calls[0]()
+    return Task(in_turn(calls), who.context)
+
+
 def measure(key: Key, names: Iterable[str], rounds: int, options: Options) -> Times:
     """Time contenders in turn; a reason for each that cannot take part."""
     op, shape, dtype = key
@@ -255,18 +346,16 @@ def measure(key: Key, names: Iterable[str], rounds: int, options: Options) -> Ti
         who = contender(op, name)
         try:
             copies = copies or _copies(logits(shape, dtype), options.in_cache)
-            calls = [who.prepare(x, shape.axis) for x in copies]
-            with who.context():
-                calls[0]()
+            tasks[name] = _task(who, shape, copies)
         except MissingError as reason:
             times[name] = str(reason)
         except Exception as exc:
             # The others are measured all the same.
             times[name] = f"fails: {type(exc).__name__}"
-        else:
-            tasks[name] = Task(in_turn(calls), who.context)
     if tasks:
-        times |= interleaved(tasks, rounds, options.sample_ns, options.cpu_time)
+        # Time on the processor is that of all threads.
+        cpu_time = options.cpu_time and not any("threads" in name for name in tasks)
+        times |= interleaved(tasks, rounds, options.sample_ns, cpu_time)
     return times
 
 
@@ -286,7 +375,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], wrap: int = 99)
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    if value is None:
+        return ""
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
 
 
 def _goal_row(
@@ -309,6 +400,20 @@ def _ratio(ours: list[float] | str, peer: list[float] | str) -> float | str:
     if isinstance(peer, str):
         return peer
     return statistics.median(a / b for a, b in zip(ours, peer, strict=True))
+
+
+def _median(times: list[float] | str) -> float:
+    """The median time; `MissingError` with the reason why there is none."""
+    if isinstance(times, str):
+        raise MissingError(times)
+    return statistics.median(times)
+
+
+def _columns(op: str) -> list[str]:
+    """The contenders in an operation's table of times."""
+    # The reference sorts whole rows to answer a query: it is there to be right.
+    backends = [name for name in BACKENDS if op in OPS or name != "numpy"]
+    return [*backends, *peers(op)]
 
 
 def _progress(text: str) -> None:
@@ -361,15 +466,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         shapes = [s for s in SHAPES if not args.quick or any(s == g.shape for g in GOALS)]
         table_keys = [
             (op, shape, "float32")
-            for op in OPS
-            for shape in shapes
+            for op in (*OPS, *QUERIES)
+            for shape in (shapes if op in OPS else (*BOTH_ONES, *BOTH))
             if wanted.search(f"{op} {shape}")
         ]
         for key in table_keys:
-            plan[key] = dict.fromkeys([*BACKENDS, *peers(key[0])])
+            plan[key] = dict.fromkeys(_columns(key[0]))
     for goal in goals:
         names = plan.setdefault((goal.op, goal.shape, goal.dtype), {})
-        names |= dict.fromkeys([goal.ours.replace(OURS, args.backend), goal.peer])
+        names |= dict.fromkeys(goal.names(args.backend))
     held_to = {(goal.op, goal.shape, goal.dtype) for goal in goals}
 
     results: dict[Key, Times] = {}
@@ -379,11 +484,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         results[key] = measure(key, names, rounds, options)
     _progress("")
 
-    for op in OPS:
+    for op in (*OPS, *QUERIES):
         keys = [key for key in table_keys if key[0] == op]
         if not keys:
             continue
-        columns = [*BACKENDS, *peers(op)]
+        columns = _columns(op)
         rows = []
         for key in keys:
             times = [results[key][name] for name in columns]
@@ -403,7 +508,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     verdicts = []
     for goal in goals:
         times_of = results[goal.op, goal.shape, goal.dtype]
-        value = _ratio(times_of[goal.ours.replace(OURS, args.backend)], times_of[goal.peer])
+        value = _ratio(*(times_of[name] for name in goal.names(args.backend)))
         text = goal.text(args.backend)
         rows.append(_goal_row(text, value, "x", goal.must, goal.aim))
         verdicts.append({"work": text, "measured": value, "must": goal.must, "aim": goal.aim})
@@ -421,8 +526,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     _progress("")
     if rows:
+        how = "out= given, one thread unless said"
         where = "in cache" if args.in_cache else "large arrays from memory"
-        print(f"\nT = {TEMPERATURE}, out= given, one thread, {args.rounds} rounds, {where}\n")
+        print(f"\nT = {TEMPERATURE}, {how}, {args.rounds} rounds, {where}\n")
         print(table(("", "measured", "", "must", "aim", ""), rows))
 
     if args.json:
