@@ -240,7 +240,7 @@ static void check(int cols, int x_dtype, int out_dtype, double t)
 }
 
 /* The hash that every instruction set of every architecture comes to. */
-#define HASH UINT64_C(0x7f5263b1e3604f41)
+#define HASH UINT64_C(0x5cdd41220aaf5244)
 
 int main(void)
 {

@@ -1,0 +1,308 @@
+"""A row's result is the same to the last bit wherever the row stands and whatever computes it.
+
+For each implementation: 100,000 rows of many lengths, dtypes, temperatures and masks, in every
+layout, position in a batch and number of threads. Between the instruction sets of the C backend:
+the same rows, and a hash that is written down here, so that every build has to come to it. The
+numbers come from a counter and integer arithmetic: they depend on no random generator and no
+rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from oracle import OPS
+from support import available, same_bits, using
+
+import fastsoftmax
+from fastsoftmax import _threads
+
+INF = np.inf
+NAN = np.nan
+
+
+# ---- numbers from a counter
+
+
+def integers(stream: int, count: int) -> np.ndarray:
+    """64 random bits for each of 0, 1, 2, ...: SplitMix64 (Steele, Lea and Flood 2014)."""
+    z = np.arange(count, dtype=np.uint64) + np.uint64((stream << 36) + 1)
+    z *= np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def test_the_counter_is_splitmix64() -> None:
+    """The published sequence from the seed 0."""
+    assert integers(0, 3).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+def as_dtype(name: str) -> np.dtype:
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
+def logits(stream: int, rows: int, cols: int, dtype: str) -> np.ndarray:
+    """About normal, with a standard deviation near 5 and all bits of a float32 or float64 in use.
+
+    Every step but the last rounding to 16 bits is exact. Each hundredth row or so holds a NaN,
+    +infinity or -infinity, or is -infinity throughout.
+    """
+    z = integers(stream, rows * cols)
+    x = np.zeros(z.shape, np.int64)
+    for shift in (0, 16, 32, 48):
+        x += ((z >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int64)
+    x = ((x - 0x20000) << 5) + (z & np.uint64(31)).astype(np.int64)
+    values = x.astype(np.float64) * 2.0**-18
+    if dtype == "float64":
+        values += (integers(stream + 1, rows * cols) >> np.uint64(44)).astype(np.float64) * 2.0**-38
+    values = values.reshape(rows, cols)
+    for row, bits in enumerate(integers(stream + 2, rows).tolist()):
+        if bits % 128 == 1:
+            values[row, bits // 128 % cols] = (NAN, INF, -INF)[bits // 2**40 % 3]
+        elif bits % 512 == 2:
+            values[row] = -INF
+    return values.astype(np.float32 if dtype != "float64" else dtype).astype(as_dtype(dtype))
+
+
+def temperatures(stream: int, rows: int) -> np.ndarray:
+    choice = np.array([0.7, 1.0, 0.05, 3.0, 1e-300, 1e30, INF, 0.7])
+    return choice[(integers(stream, rows) % np.uint64(len(choice))).astype(int)]
+
+
+def mask(stream: int, rows: int, cols: int) -> np.ndarray:
+    """Three of four entries; some rows have none."""
+    where = (integers(stream, rows * cols) & np.uint64(3)).reshape(rows, cols) > 0
+    where[(integers(stream + 1, rows) % np.uint64(64)) == 0] = False
+    return where
+
+
+# ---- groups of rows of one length
+
+
+@dataclass(frozen=True)
+class Group:
+    rows: int
+    cols: int
+    dtype: str
+    each: bool  # a temperature for each row
+    masked: bool
+
+    def arguments(self) -> tuple[np.ndarray, np.ndarray | float, np.ndarray | None]:
+        stream = 16 * (self.cols + 200_000 * ("float32 float64 float16 bfloat16".index(self.dtype)))
+        return (
+            logits(stream, self.rows, self.cols, self.dtype),
+            temperatures(stream + 3, self.rows) if self.each else 0.7,
+            mask(stream + 4, self.rows, self.cols) if self.masked else None,
+        )
+
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+def _groups() -> Iterator[Group]:
+    """Mostly short rows; 100,000 in all."""
+    lengths = [*range(1, 36), 48, 63, 64, 65, 100, 127, 128, 129, 130]
+    for i, cols in enumerate(lengths):
+        for j, dtype in enumerate(DTYPES):
+            rows = 1100 if dtype == "float32" else 360
+            yield Group(
+                rows + (i * 7 + j) % 5, cols, dtype, (i + j) % 2 == 1, (i // 2 + j) % 3 == 2
+            )
+    for i, cols in enumerate([191, 255, 256, 257, 500, 1000, 1023, 2047, 2048, 2049, 3000, 5000]):
+        for j, dtype in enumerate(DTYPES):
+            yield Group(250 if cols < 1000 else 30, cols, dtype, (i + j) % 2 == 0, (i + j) % 3 == 2)
+    for j, dtype in enumerate(DTYPES):
+        yield Group(5, 8193 + j, dtype, j % 2 == 0, j == 2)
+    yield Group(2, 66_000, "float64", False, False)
+    yield Group(2, 131_073, "float32", False, False)
+    yield Group(1, 140_001, "float32", False, True)
+    yield Group(1, 135_000, "bfloat16", True, False)
+
+
+GROUPS = tuple(_groups())
+
+
+def test_how_many_rows() -> None:
+    assert sum(group.rows for group in GROUPS) >= 100_000
+    assert sum(group.rows for group in GROUPS if group.cols > 8192) >= 20
+    assert sum(group.rows for group in GROUPS if group.cols > 131_072) >= 4
+
+
+def call(op: str, x, axis, temperature, where, **kwargs) -> np.ndarray:
+    return getattr(fastsoftmax, op)(x, axis, temperature=temperature, where=where, **kwargs)
+
+
+# ---- the same row elsewhere
+
+
+def in_memory(a: np.ndarray, order: str) -> np.ndarray:
+    """The same array with its entries elsewhere in memory."""
+    rows, cols = a.shape
+    if order == "every second":
+        base = np.zeros((rows, 2 * cols), a.dtype)
+        view = base[:, ::2]
+    elif order == "backwards":
+        view = np.zeros_like(a)[::-1, ::-1]
+    elif order == "one entry further":
+        view = np.zeros(a.size + 1, a.dtype)[1:].reshape(a.shape)
+    elif order == "one byte further":
+        view = np.zeros(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    elif order == "byte-swapped":
+        view = np.zeros(a.shape, a.dtype.newbyteorder())
+    elif order == "rows apart":
+        view = np.zeros((rows, cols + 3), a.dtype)[:, 1 : cols + 1]
+    else:
+        assert order == "columns"
+        view = np.zeros((cols, rows), a.dtype).T
+    view[...] = a
+    return view
+
+
+ORDERS = ("every second", "backwards", "one entry further", "one byte further", "rows apart")
+
+
+def places(
+    op: str, x: np.ndarray, t: np.ndarray | float, where: np.ndarray | None
+) -> Iterator[tuple[str, np.ndarray, slice | np.ndarray]]:
+    """Results of the rows of x computed elsewhere, and which rows they are."""
+    rows, cols = x.shape
+    everything = slice(None)
+    reduces = op == "logsumexp"
+
+    for order in ORDERS:
+        yield order, call(op, in_memory(x, order), -1, t, where), everything
+    if x.dtype.name != "bfloat16":  # which has no byte order of its own
+        yield "byte-swapped", call(op, in_memory(x, "byte-swapped"), -1, t, where), everything
+    if where is not None:
+        yield "a mask elsewhere", call(op, x, -1, t, in_memory(where, "columns")), everything
+
+    # The other axis, and an axis in the middle.
+    across = None if where is None else np.ascontiguousarray(where.T)
+    got = call(op, np.ascontiguousarray(x.T), 0, t, across)
+    yield "axis 0", got if reduces else got.T, everything
+    if rows >= 6:
+        some = rows // 3 * 3
+        cube = np.ascontiguousarray(x[:some].reshape(3, -1, cols).transpose(0, 2, 1))
+        cube_t = t if np.ndim(t) == 0 else t[:some].reshape(3, -1)
+        cube_where = None if where is None else where[:some].reshape(3, -1, cols).transpose(0, 2, 1)
+        got = call(op, cube, 1, cube_t, cube_where)
+        got = got.reshape(some) if reduces else got.transpose(0, 2, 1).reshape(some, cols)
+        yield "the middle axis", got, slice(some)
+
+    # Other rows around, and none.
+    shuffled = np.argsort(integers(5, rows), kind="stable")
+    t_of = (lambda i: t) if np.ndim(t) == 0 else (lambda i: t[i])
+    where_of = (lambda i: None) if where is None else (lambda i: where[i])
+    got = call(op, x[shuffled], -1, t_of(shuffled), where_of(shuffled))
+    yield "other rows around", got, shuffled
+    few = slice(rows // 3, rows // 3 + 5)
+    yield "a few rows", call(op, x[few], -1, t_of(few), where_of(few)), few
+    for i in {0, rows // 2, rows - 1}:
+        got = call(op, x[i], -1, t_of(i), where_of(i))
+        yield "alone", np.asarray(got)[None], slice(i, i + 1)
+        wide = np.broadcast_to(x[i], (3, cols))
+        got = call(op, wide, -1, t_of(i), where_of(i))
+        yield "broadcast", got[1:2], slice(i, i + 1)
+
+    # The result elsewhere.
+    shape = x.shape[:1] if reduces else x.shape
+    out = np.zeros((*shape, 2), x.dtype)[..., 1]
+    yield "out= with gaps", call(op, x, -1, t, where, out=out), everything
+    if not reduces:
+        yield "out= in columns", call(op, x, -1, t, where, out=np.empty_like(x.T).T), everything
+        y = x.copy()
+        yield "in place", call(op, y, -1, t, where, out=y), everything
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every call works in threads, and long rows are shared by them."""
+    before = fastsoftmax.get_num_threads()
+    monkeypatch.setattr(_threads, "SERIAL_BELOW", 1)
+    monkeypatch.setattr(_threads, "SPLIT_FROM", 3000)
+    monkeypatch.setattr(_threads, "_GRAIN", 1)
+    yield
+    fastsoftmax.set_num_threads(before)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_hundred_thousand_rows(backend: str, eager: None, op: str, dtype: str) -> None:
+    as_dtype(dtype)
+    for group in (g for g in GROUPS if g.dtype == dtype):
+        if backend == "numpy":  # slow, and built without lanes, blocks or tiles
+            group = replace(group, rows=-(-group.rows // 10))
+        x, t, where = group.arguments()
+        fastsoftmax.set_num_threads(1)
+        want = call(op, x, -1, t, where)
+        for place, got, rows in places(op, x, t, where):
+            assert same_bits(got, want[rows]), (place, group)
+        for threads in (2, 3, 4):
+            fastsoftmax.set_num_threads(threads)
+            assert same_bits(call(op, x, -1, t, where), want), (threads, group)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_instruction_set(op: str, dtype: str) -> None:
+    isas = [i for i in available() if i.startswith("c-")]
+    if len(isas) < 2:
+        pytest.skip("needs the C backend and two instruction sets")
+    as_dtype(dtype)
+    for group in (g for g in GROUPS if g.dtype == dtype):
+        x, t, where = group.arguments()
+        with using(isas[0]):
+            want = call(op, x, -1, t, where)
+        for isa in isas[1:]:
+            with using(isa):
+                assert same_bits(call(op, x, -1, t, where), want), (isas[0], isa, group)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("x_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_asked_for(backend: str, op: str, x_dtype: str, dtype: str) -> None:
+    """A narrower result is the wider one, rounded; the layouts agree for every pair of dtypes."""
+    given, asked = as_dtype(x_dtype), as_dtype(dtype)
+    for cols in (3, 10, 40, 300, 2500):
+        x = logits(77, 9, cols, x_dtype)
+        want = call(op, x, -1, 0.7, None, dtype=asked)
+        assert want.dtype == asked
+        for order in ("columns", "every second", "one byte further"):
+            got = call(op, in_memory(x, order), -1, 0.7, None, dtype=asked)
+            assert same_bits(got, want), (order, cols)
+        if given.itemsize == 2 and x_dtype != dtype != "float64":
+            assert same_bits(call(op, x.astype("f4"), -1, 0.7, None, dtype=asked), want), cols
+
+
+# ---- what every build has to come to
+
+HASHES = {
+    "softmax": "91ba863e12c202c2c79f407a559c110f473fe12ac44ae17c9fa5d098fcbd6451",
+    "log_softmax": "c36bd42d1bf7a5c1642930332a1f477de43e36f2599226add3bff58d66f06aab",
+    "logsumexp": "27eeb06bc10027780a77cb6215c2fedc5846fbd37ea011a95eea9792b9150030",
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_stored_hash(backend: str, op: str) -> None:
+    """SHA-256 over the bits of all results; NaN counts as one value."""
+    if not backend.startswith("c-"):
+        pytest.skip("the bits of this backend are those of the libraries it rests on")
+    pytest.importorskip("ml_dtypes")
+    digest = hashlib.sha256()
+    for i, cols in enumerate([*range(1, 140, 3), 255, 1000, 2049, 5000, 140_000]):
+        for dtype in DTYPES if cols < 6000 else DTYPES[:2]:
+            rows = 1 if cols > 6000 else 21
+            x = logits(1000 + 8 * i, rows, cols, dtype)
+            t = temperatures(1003 + 8 * i, rows)
+            for where in (None, mask(1004 + 8 * i, rows, cols)):
+                got = call(op, x, -1, t, where)
+                got = np.where(np.isnan(got), got.dtype.type(NAN), got).astype(got.dtype)
+                digest.update(got.astype(got.dtype.newbyteorder("<"), copy=False).tobytes())
+    assert digest.hexdigest() == HASHES[op]
