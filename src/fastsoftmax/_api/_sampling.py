@@ -82,7 +82,7 @@ def sample(
     top_k: ArrayLike = 0,
     top_p: ArrayLike = 1.0,
     min_p: ArrayLike = 0.0,
-    seed: int | ArrayLike | np.random.Generator | None = None,
+    seed: "int | ArrayLike | np.random.Generator | None" = None,  # not loaded for its name
     step: int | ArrayLike = 0,
     num_samples: int | None = None,
     replace: bool = True,
