@@ -1,6 +1,7 @@
 """The jitted kernels of `fastsoftmax._numba`."""
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,18 @@ _TYPES = {"e": vectors.F16, "E": vectors.BF16, "f": vectors.F32, "d": vectors.F6
 _STREAMED = 1 << 22
 
 
+def _address(a: Array) -> int:
+    address: int = a.__array_interface__["data"][0]
+    return address
+
+
+@lru_cache(maxsize=64)
+def _sizes(cols: int, itemsize: int, by_columns: bool) -> tuple[int, int]:
+    """Entries of a workspace, and bytes of the state of a row."""
+    size = kernels.workspace_size(cols, itemsize, by_columns)
+    return -(-size // itemsize), kernels.row_state_size(cols, itemsize)
+
+
 class _Call:
     """What the kernels take for a batch: a table, and memory to work in."""
 
@@ -45,10 +58,10 @@ class _Call:
             first,
             last,
             cols,
-            x.ctypes.data,
-            out.ctypes.data,
-            0 if where is None else where.ctypes.data,
-            temperature.ctypes.data,
+            _address(x),
+            _address(out),
+            0 if where is None else _address(where),
+            _address(temperature),
             _TYPES[x.dtype.char],
             _TYPES[out.dtype.char],
             where is not None,
@@ -68,12 +81,11 @@ class _Call:
 
     def workspace(self, by_columns: bool) -> Array:
         """Memory for one thread, with room for columns or not."""
-        size = kernels.workspace_size(self.cols, self.dtype.itemsize, by_columns)
-        return np.empty(-(-size // self.dtype.itemsize), self.dtype)
+        return np.empty(_sizes(self.cols, self.dtype.itemsize, by_columns)[0], self.dtype)
 
     def row_state(self) -> Array:
         """Memory for a row."""
-        return np.empty(kernels.row_state_size(self.cols, self.dtype.itemsize), np.uint8)
+        return np.empty(_sizes(self.cols, self.dtype.itemsize, False)[1], np.uint8)
 
 
 class _SplitRow:
@@ -121,8 +133,55 @@ class NumbaBackend(ReferenceScoring):
         work = call.workspace(call.by_columns)
         self._kernels[op](work, call.row_state(), call.table, begin, end)
 
-    def run_small(self, *_: Any) -> None:
-        """Nothing is quicker than `run`."""
+    def run_small(self, op: str, x: Array, temperature: float, out: Array | None) -> Array | None:
+        dtype, shape, itemsize = x.dtype, x.shape, x.itemsize
+        flags, reduces = x.flags, OPS[op].reduces
+        if (
+            dtype.char not in "efd"
+            or not dtype.isnative
+            or not (flags.c_contiguous and flags.aligned)
+            or not x.size
+            or not shape
+        ):
+            return None
+        result_shape = shape[:-1] if reduces else shape
+        if out is None:
+            out = np.empty(result_shape, dtype)
+        elif (
+            type(out) is not np.ndarray
+            or out.dtype != dtype
+            or out.shape != result_shape
+            or not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable)
+        ):
+            return None
+        source, target = _address(x), _address(out)
+        apart = source >= target + out.nbytes or target >= source + x.nbytes
+        # The output may be the input, and overlap it in no other way.
+        if not apart and (source != target or reduces):
+            return None
+        cols = shape[-1]
+        rows, code, arithmetic = x.size // cols, _TYPES[dtype.char], max(itemsize, 4)
+        step = cols * itemsize
+        along, across = (0, itemsize) if reduces else (itemsize, step)
+        by_columns = cols <= kernels.SHORT
+        native = itemsize == arithmetic
+        # As the table of a batch; the temperature is its last entry.
+        header = (1, 1, cols, source, target, 0, 0, code, code, False)
+        axes = (rows, step, across, step, 0, cols, itemsize, along, itemsize, 0)
+        table = np.array(
+            (*header, native, native and not reduces, False, by_columns, *axes, 0), dtype=np.int64
+        )
+        table[6] = _address(table) + table.nbytes - 8
+        table.view(np.float64)[-1] = temperature
+        work, state = _sizes(cols, arithmetic, by_columns)
+        self._kernels[op](
+            np.empty(work, np.float64 if arithmetic == 8 else np.float32),
+            np.empty(state, np.uint8),
+            table,
+            0,
+            rows,
+        )
+        return out
 
     def split(self, op: str, batch: Batch, out: Array, row: int) -> _SplitRow:
         return _SplitRow(op, batch, out, row)
