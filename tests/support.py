@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import fastsoftmax
 import fastsoftmax._backends
@@ -70,6 +71,11 @@ def real_token_ids() -> np.ndarray:
     x = np.load(DATA / "minilm_token_ids.npy")
     x.flags.writeable = False
     return x
+
+
+def as_dtype(name: str) -> np.dtype:
+    """A dtype by its name; a test that needs bfloat16 is skipped without ml_dtypes."""
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:

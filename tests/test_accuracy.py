@@ -3,7 +3,7 @@
 Probabilities: 2 ULP in float32 and 4 in float64, and what one rounding of the exponent costs,
 |x - max|/T times 2**-24 or 2**-53 of the probability. Log-probabilities and logsumexp: 2 ULP and
 1e-7 in float32, 4 ULP and 1e-15 in float64; float64 logsumexp also one rounding of each of its two
-terms, max/T and log(sum), where they cancel.
+terms, max/T and log(sum), where they cancel. 16-bit results are rounded once more.
 """
 
 from __future__ import annotations
@@ -13,8 +13,19 @@ from functools import cache
 import mpmath
 import numpy as np
 import pytest
-from oracle import DIGITS, FORMATS, OPS, exact, exact_ulp_diff, reference, tolerance, ulp_diff
-from support import generator, real_logits
+from oracle import (
+    DIGITS,
+    FORMATS,
+    OPS,
+    Reference,
+    exact,
+    exact_ulp_diff,
+    reference,
+    tolerance,
+    ulp,
+    ulp_diff,
+)
+from support import as_dtype, generator, real_logits
 
 import fastsoftmax
 from fastsoftmax import log_softmax, logsumexp, softmax
@@ -139,49 +150,121 @@ def test_temperatures_beyond_float32(backend: str) -> None:
             assert (error <= tolerance(op, want, "f4", "f4")).all(), (op, t)
 
 
+# ---- 16 bits
+
+
+@cache
+def narrow_case(op: str, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of 16 bits, and the exact results."""
+    rng = generator("narrow", dtype)
+    x = (rng.normal(size=(40, 37)) * rng.uniform(0.1, 12, size=(40, 1))).astype("f4")
+    return x.astype(as_dtype(dtype)), exact(op, x.astype(as_dtype(dtype)), temperature=0.7)
+
+
+@EACH_OP
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bits_in_and_out(backend: str, op: str, dtype: str) -> None:
+    """The arithmetic is that of float32; then one rounding."""
+    pytest.importorskip("ml_dtypes")
+    x, want = narrow_case(op, dtype)
+    got = getattr(fastsoftmax, op)(x, temperature=0.7)
+    assert got.dtype == x.dtype
+    value = want.astype(np.longdouble)
+    wide = x.astype(np.longdouble)
+    argument = (wide.max(axis=-1, keepdims=True) - wide) / np.longdouble(0.7)
+    beyond = Reference(value, argument if op == "softmax" else 0 * value)
+    allowed = tolerance(op, beyond, "float32", dtype) / ulp(value, dtype)
+    error = exact_ulp_diff(got, want, dtype)
+    assert (error <= allowed).all(), float((error / allowed).max())
+    # That is hardly more than the rounding to 16 bits.
+    assert np.quantile(error, 0.99) <= 0.51
+
+
+# ---- very many entries
+
+
+@pytest.mark.parametrize("length", [3, 10, 33, 129, 500, 3000])
+def test_a_million_probabilities(backend: str, length: int) -> None:
+    """2 ULP in float32, beyond the rounding of x - max, are no matter of luck.
+
+    Here float64 is exact enough.
+    """
+    rng = generator("million", length)
+    for scale in (0.3, 2, 6):
+        x = (rng.normal(size=(400_000 // length, length)) * scale).astype("f4")
+        x[::2, 0] += np.float32(3 * scale)  # a peak in each other row
+        z = x.astype("f8") - x.max(axis=-1, keepdims=True)
+        p = np.exp(z)
+        p /= p.sum(axis=-1, keepdims=True)
+        unit = np.ldexp(1.0, np.frexp(p)[1] - 24)
+        excess = (np.abs(softmax(x) - p) + z * 2.0**-24 * p) / unit
+        assert excess.max() <= 2, float(excess.max())
+
+
 # ---- beside PyTorch
 
 
 @cache
-def torch_cases() -> list[tuple[np.ndarray, float]]:
+def torch_cases() -> dict[str, tuple[np.ndarray, float]]:
+    """Rows of one kind each: lengths, sizes and temperatures; real logits among them.
+
+    Half of them are multiples of 1/64, as logits of 16 bits are: their differences are exact.
+    """
     rng = generator("torch")
-    rows = [real_logits().astype("f4")]
-    rows += [(rng.normal(size=(4, n)) * s).astype("f4") for n, s in ((1000, 5), (32000, 3))]
-    rows += [(rng.normal(size=(4, n)) * s).astype("f4") for n, s in ((50, 10), (4096, 0.5))]
-    return [(x, t) for x in rows for t in (1.0, 0.7, 2.0)]
+    kinds = {"real": real_logits().astype("f4")}
+    shapes = [(8000, 3, 3), (4000, 10, 3), (1600, 50, 5), (800, 128, 5), (800, 129, 5)]
+    shapes += [(200, 1000, 5), (50, 4096, 0.5), (16, 32000, 3)]
+    for rows, n, size in shapes:
+        x = rng.normal(size=(rows, n)) * size
+        kinds[f"{rows}x{n}"] = x.astype("f4")
+        kinds[f"{rows}x{n} in 64ths"] = (np.round(x * 64) / 64).astype("f4")
+    return {f"{kind}, T={t}": (x, t) for kind, x in kinds.items() for t in (1.0, 0.7)}
 
 
 @cache
-def torch_references(op: str) -> list[np.ndarray]:
-    return [reference(op, x, temperature=t).value for x, t in torch_cases()]
+def torch_references(op: str) -> dict[str, Reference]:
+    return {k: reference(op, x, temperature=t) for k, (x, t) in torch_cases().items()}
 
 
 @cache
-def torch_errors(op: str) -> list[np.ndarray]:
-    """ULP of error of PyTorch, entry by entry, for each case."""
+def torch_errors(op: str) -> dict[str, np.ndarray]:
+    """ULP of error of PyTorch, entry by entry."""
     torch = pytest.importorskip("torch")
-    errors = []
-    for (x, t), want in zip(torch_cases(), torch_references(op), strict=True):
+    errors = {}
+    for kind, (x, t) in torch_cases().items():
         logits = torch.from_numpy(x.copy())
-        scaled = logits if t == 1 else logits / t
-        errors.append(ulp_diff(getattr(torch, op)(scaled, -1).numpy(), want, "float32"))
+        result = getattr(torch, op)(logits if t == 1 else logits / t, -1).numpy()
+        errors[kind] = ulp_diff(result, torch_references(op)[kind].value, "float32")
     return errors
 
 
 @EACH_OP
 def test_never_less_accurate_than_torch(backend: str, op: str) -> None:
-    """Of a vocabulary the worst entry of each row, of shorter rows the average entry.
+    """Over the rows of a kind neither the largest nor the mean error is above PyTorch's.
 
-    In a short row both share the rounding of x - max, and whose worst entry is worse is chance.
+    The largest is compared but where both round x - max, at a temperature of 1: that rounding is
+    nearly all of it, and PyTorch's further ones now and then make up for it. On a single row the
+    error is at most PyTorch's or within the bounds: whose rounding is luckier in ten numbers is
+    chance. Of real logits the mean error of every single row is at most PyTorch's.
     """
-    cases = zip(torch_cases(), torch_references(op), torch_errors(op), strict=True)
-    for (x, t), want, theirs in cases:
-        ours = ulp_diff(getattr(fastsoftmax, op)(x, temperature=t), want, "float32")
-        if x.shape[-1] > 10000:
-            worst, their_worst = (e.reshape(len(x), -1).max(axis=-1) for e in (ours, theirs))
-            worse = worst > np.maximum(their_worst, 2)
-            assert not worse.any(), (x.shape, t, worst[worse], their_worst[worse])
-        assert ours.mean() <= 1.02 * theirs.mean() + 0.01, (x.shape, t)
+    for kind, (x, t) in torch_cases().items():
+        want, theirs = torch_references(op)[kind], torch_errors(op)[kind]
+        got = getattr(fastsoftmax, op)(x, temperature=t)
+        ours = ulp_diff(got, want.value, "float32")
+        if t != 1 or exact_differences(x):
+            assert ours.max() <= theirs.max(), (kind, ours.max(), theirs.max())
+        assert ours.mean() <= theirs.mean(), (kind, ours.mean(), theirs.mean())
+        rows, their_rows = (e.reshape(len(x), -1) for e in (ours, theirs))
+        allowed = tolerance(op, want, "f4", "f4") / ulp(want.value, "f4")
+        beyond = (rows > allowed.reshape(rows.shape)).any(axis=1)
+        assert not (beyond & (rows.max(axis=1) > their_rows.max(axis=1))).any(), kind
+        if kind.startswith("real"):
+            assert (rows.mean(axis=1) <= their_rows.mean(axis=1)).all(), kind
+
+
+def exact_differences(x: np.ndarray) -> bool:
+    top = x.max(axis=-1, keepdims=True)
+    return bool(((x - top).astype("f8") == x.astype("f8") - top).all())
 
 
 def test_log_and_exp_agree(backend: str, logits: np.ndarray) -> None:

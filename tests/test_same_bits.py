@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from oracle import OPS
-from support import available, same_bits, using
+from support import as_dtype, available, same_bits, using
 
 import fastsoftmax
 from fastsoftmax import _threads
@@ -40,10 +40,6 @@ def integers(stream: int, count: int) -> np.ndarray:
 def test_the_counter_is_splitmix64() -> None:
     """The published sequence from the seed 0."""
     assert integers(0, 3).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-
-
-def as_dtype(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 def logits(stream: int, rows: int, cols: int, dtype: str) -> np.ndarray:
