@@ -110,6 +110,7 @@ def test_peak_of_two_threads(backend: str, shape: tuple[int, int]) -> None:
     x = logits(*shape)
     out = np.empty_like(x)
     call = lambda: fastsoftmax.softmax(x, temperature=0.7, out=out)  # noqa: E731
+    call()  # load what there is
     assert peak(call) < 2 * allowed(backend, shape[1])
 
 
