@@ -877,3 +877,39 @@ def test_errors() -> None:
             call(1.0)
         with pytest.raises(TypeError, match="logits has dtype complex128"):
             call(x.astype(complex))
+
+
+def test_a_row_may_not_be_longer_than_ids_of_32_bits() -> None:
+    endless = np.lib.stride_tricks.as_strided(np.zeros(1, "f4"), (2**31,), (0,))
+    with pytest.raises(ValueError, match="2147483648 logits"):
+        sample(endless, seed=1)
+    with pytest.raises(ValueError, match="2147483648 logits"):
+        filtered_logprobs(endless)
+
+
+def test_draws_in_doubt(backend: str) -> None:
+    """Uniforms right beside the boundaries between tokens, where sums in float could not decide."""
+    for n in (40_000, 5000, 300):
+        x = make((n,), scale=2.0)
+        weights = np.exp(x.astype("f8") - x.max())
+        edges = np.cumsum(weights) / weights.sum()
+        wide = np.flatnonzero((weights[:-1] > 1e-3) & (weights[1:] > 1e-3))
+        wide = wide[:: 1 + len(wide) // 50]
+        assert len(wide) > 5
+        batch = np.broadcast_to(x, (len(wide), n))
+        for nudge, step in ((-1e-11, 0), (1e-11, 1)):
+            seeds = [seed_for(float(u)) for u in edges[wide] + nudge]
+            assert_array_equal(sample(batch, seed=seeds).ids, wide + step)
+
+
+def test_the_nucleus_in_doubt(backend: str) -> None:
+    """Masses right beside those of whole tokens."""
+    for n in (40_000, 5000):
+        x = make((n,), scale=2.0)
+        order = np.argsort(-x, kind="stable")
+        weights = np.exp(x.astype("f8") - x.max())[order]
+        mass = np.cumsum(weights) / weights.sum()
+        for k in (1, 2, 10, 100, 1000):
+            for nudge, more in ((-1e-11, 0), (1e-11, 1)):
+                got = filtered_logprobs(x, top_p=mass[k - 1] + nudge)
+                assert_array_equal(got.ids, np.sort(order[: k + more]))

@@ -282,7 +282,8 @@ FASTSOFTMAX_API fastsoftmax_status fastsoftmax_normalize(const fastsoftmax_batch
  *   top_p   of those the fewest first ones whose mass reaches top_p of theirs; at least one; 1 is off
  *   min_p   of those the ones with exp((x - max)/T) >= min_p; 0 is off
  *
- * At temperature 0 the first of the maxima alone is left. Masses are summed in double. */
+ * At temperature 0 the first of the maxima alone is left. Masses are summed in double. Rows of more
+ * than 2^31 - 1 entries are FASTSOFTMAX_BAD_SHAPE. */
 typedef struct fastsoftmax_filters {
     const int64_t *top_k;
     const double *top_p;

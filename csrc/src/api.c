@@ -278,9 +278,14 @@ fastsoftmax_status fastsoftmax_normalize(const fastsoftmax_batch *batch, const d
     return status;
 }
 
-static int has_filters(const fastsoftmax_filters *filters)
+/* Kernels number candidates with 32 bits. */
+static fastsoftmax_status check_draw(const fastsoftmax_batch *batch,
+                                     const fastsoftmax_filters *filters, int64_t row_begin,
+                                     int64_t row_end, int pointers, const fsm_kernels **kernels)
 {
-    return filters && filters->top_k && filters->top_p && filters->min_p;
+    const int there = filters && filters->top_k && filters->top_p && filters->min_p && pointers;
+    const fastsoftmax_status status = check_score(batch, row_begin, row_end, there, kernels);
+    return status == FASTSOFTMAX_OK && fsm_cols(batch) > INT32_MAX ? FASTSOFTMAX_BAD_SHAPE : status;
 }
 
 fastsoftmax_status fastsoftmax_sample(const fastsoftmax_batch *batch,
@@ -289,8 +294,8 @@ fastsoftmax_status fastsoftmax_sample(const fastsoftmax_batch *batch,
                                       int64_t row_begin, int64_t row_end, void *scratch)
 {
     const fsm_kernels *kernels;
-    const fastsoftmax_status status = check_score(
-        batch, row_begin, row_end, has_filters(filters) && uniforms && ids && logprobs, &kernels);
+    const fastsoftmax_status status = check_draw(
+        batch, filters, row_begin, row_end, uniforms && ids && logprobs, &kernels);
     if (status == FASTSOFTMAX_OK)
         kernels->sample(batch, filters, uniforms, draws, replace, ids, logprobs, row_begin, row_end,
                         scratch);
@@ -303,7 +308,7 @@ fastsoftmax_status fastsoftmax_count_survivors(const fastsoftmax_batch *batch,
 {
     const fsm_kernels *kernels;
     const fastsoftmax_status status =
-        check_score(batch, row_begin, row_end, has_filters(filters) && counts, &kernels);
+        check_draw(batch, filters, row_begin, row_end, counts != NULL, &kernels);
     if (status == FASTSOFTMAX_OK)
         kernels->count_survivors(batch, filters, counts, row_begin, row_end, scratch);
     return status;
@@ -315,8 +320,8 @@ fastsoftmax_status fastsoftmax_survivors(const fastsoftmax_batch *batch,
                                          int64_t row_end, void *scratch)
 {
     const fsm_kernels *kernels;
-    const fastsoftmax_status status = check_score(
-        batch, row_begin, row_end, has_filters(filters) && offsets && ids && logprobs, &kernels);
+    const fastsoftmax_status status = check_draw(
+        batch, filters, row_begin, row_end, offsets && ids && logprobs, &kernels);
     if (status == FASTSOFTMAX_OK)
         kernels->survivors(batch, filters, offsets, ids, logprobs, row_begin, row_end, scratch);
     return status;

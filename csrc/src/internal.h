@@ -160,6 +160,34 @@ FSM_INLINE int fsm_lowest_bit(uint32_t bits)
 #endif
 }
 
+/* v_take for a vocabulary without a compression: see vec_scalar.h. */
+#define FSM_TAKE_BY_BITS(name, T)                                                                 \
+    FSM_INLINE int name(T *value, uint32_t *id, const T *x, uint32_t first, uint32_t bits)        \
+    {                                                                                             \
+        int taken = 0;                                                                            \
+        for (; bits; bits &= bits - 1, ++taken) {                                                 \
+            const int at = fsm_lowest_bit(bits);                                                  \
+            value[taken] = x[at];                                                                 \
+            id[taken] = first + (uint32_t)at;                                                     \
+        }                                                                                         \
+        return taken;                                                                             \
+    }
+
+/* And for v_squeeze. */
+#define FSM_SQUEEZE_BY_BITS(name, T)                                                              \
+    FSM_INLINE int name(T *value, uint32_t *id, double *weight, int64_t from, int64_t to,         \
+                        uint32_t bits)                                                            \
+    {                                                                                             \
+        int kept = 0;                                                                             \
+        for (; bits; bits &= bits - 1, ++kept) {                                                  \
+            const int64_t at = from + fsm_lowest_bit(bits);                                       \
+            value[to + kept] = value[at];                                                         \
+            id[to + kept] = id[at];                                                               \
+            weight[to + kept] = weight[at];                                                       \
+        }                                                                                         \
+        return kept;                                                                              \
+    }
+
 /* Numbers of 16 bits, one at a time. */
 FSM_INLINE float fsm_float_of_bits(uint32_t bits)
 {

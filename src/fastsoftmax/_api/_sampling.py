@@ -61,6 +61,23 @@ def _as_filters(
     return Filters(k, _as_share("top_p", top_p, logits), _as_share("min_p", min_p, logits))
 
 
+_LONGEST = 2**31 - 1  # kernels number candidates with 32 bits
+
+
+def _as_logits(
+    logits: ArrayLike,
+    temperature: ArrayLike,
+    where: ArrayLike | None,
+    token_bitmask: ArrayLike | None,
+) -> _vocab.Logits:
+    checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
+    if checked.cols > _LONGEST:
+        raise ValueError(
+            f"rows of {checked.cols} logits are too long to sample from: at most {_LONGEST}"
+        )
+    return checked
+
+
 def _as_share(name: str, value: ArrayLike, logits: _vocab.Logits) -> NDArray[np.float64]:
     if type(value) is float and 0.0 <= value <= 1.0:
         return _vocab.full(logits.rows, value)
@@ -158,7 +175,8 @@ def sample(
     TypeError
         If a dtype is not supported.
     ValueError
-        If a parameter is out of its range or a shape does not fit.
+        If a parameter is out of its range, a shape does not fit, or a row has more than
+        2**31 - 1 entries.
     IndexError
         If a token of `logit_bias` or `history` is not in the vocabulary.
 
@@ -242,7 +260,7 @@ def sample_rows(
     first_row: int = 0,
 ) -> Sample:
     """`sample` for rows of which the first one is row `first_row` to the seed."""
-    checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
+    checked = _as_logits(logits, temperature, where, token_bitmask)
     filters = _as_filters(checked, top_k, top_p, min_p)
     draws = 1 if num_samples is None else _vocab.as_count("num_samples", num_samples)
     checked.edits = _edits.as_edits(
@@ -311,7 +329,7 @@ repetition_penalty, presence_penalty, frequency_penalty
     >>> nucleus.logprobs.round(6)
     array([-0.313262, -1.313262,  0.      ])
     """
-    checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
+    checked = _as_logits(logits, temperature, where, token_bitmask)
     filters = _as_filters(checked, top_k, top_p, min_p)
     checked.edits = _edits.as_edits(
         checked, logit_bias, history, repetition_penalty, presence_penalty, frequency_penalty
