@@ -44,7 +44,11 @@ FSM_INLINE vec_f32 v_widen_bf16(const uint16_t *p)
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-FSM_INLINE void v_narrow_bf16(uint16_t *p, vec_f32 a)
+FSM_INLINE void v_stream_f16(uint16_t *p, vec_f32 a)
+{
+    _mm_stream_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+FSM_INLINE __m128i narrowed_bf16(vec_f32 a)
 {
     const __m256i bits = _mm256_castps_si256(a);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -53,7 +57,15 @@ FSM_INLINE void v_narrow_bf16(uint16_t *p, vec_f32 a)
                            _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
     r = _mm256_srli_epi32(r, 16);
     r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
-    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(r));
+    return _mm256_castsi256_si128(r);
+}
+FSM_INLINE void v_narrow_bf16(uint16_t *p, vec_f32 a)
+{
+    _mm_storeu_si128((__m128i *)p, narrowed_bf16(a));
+}
+FSM_INLINE void v_stream_bf16(uint16_t *p, vec_f32 a)
+{
+    _mm_stream_si128((__m128i *)p, narrowed_bf16(a));
 }
 FSM_INLINE vec_f32 v_add_f32(vec_f32 a, vec_f32 b) { return _mm256_add_ps(a, b); }
 FSM_INLINE vec_f32 v_sub_f32(vec_f32 a, vec_f32 b) { return _mm256_sub_ps(a, b); }

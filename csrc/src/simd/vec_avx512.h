@@ -38,14 +38,26 @@ FSM_INLINE vec_f32 v_widen_bf16(const uint16_t *p)
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-FSM_INLINE void v_narrow_bf16(uint16_t *p, vec_f32 a)
+FSM_INLINE void v_stream_f16(uint16_t *p, vec_f32 a)
+{
+    _mm256_stream_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+FSM_INLINE __m256i narrowed_bf16(vec_f32 a)
 {
     const __m512i bits = _mm512_castps_si512(a);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i r = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
     r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q),
                               _mm512_set1_epi32(0x7fc00000));
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+}
+FSM_INLINE void v_narrow_bf16(uint16_t *p, vec_f32 a)
+{
+    _mm256_storeu_si256((__m256i *)p, narrowed_bf16(a));
+}
+FSM_INLINE void v_stream_bf16(uint16_t *p, vec_f32 a)
+{
+    _mm256_stream_si256((__m256i *)p, narrowed_bf16(a));
 }
 FSM_INLINE vec_f32 v_add_f32(vec_f32 a, vec_f32 b) { return _mm512_add_ps(a, b); }
 FSM_INLINE vec_f32 v_sub_f32(vec_f32 a, vec_f32 b) { return _mm512_sub_ps(a, b); }

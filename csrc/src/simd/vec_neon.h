@@ -61,6 +61,8 @@ FSM_INLINE void v_narrow_bf16(uint16_t *p, vec_f32 a)
     r = vbslq_u32(vceqq_f32(a, a), r, vdupq_n_u32(0x7fc00000));
     vst1_u16(p, vshrn_n_u32(r, 16));
 }
+FSM_INLINE void v_stream_f16(uint16_t *p, vec_f32 a) { v_narrow_f16(p, a); }
+FSM_INLINE void v_stream_bf16(uint16_t *p, vec_f32 a) { v_narrow_bf16(p, a); }
 FSM_INLINE vec_f32 v_add_f32(vec_f32 a, vec_f32 b) { return vaddq_f32(a, b); }
 FSM_INLINE vec_f32 v_sub_f32(vec_f32 a, vec_f32 b) { return vsubq_f32(a, b); }
 FSM_INLINE vec_f32 v_mul_f32(vec_f32 a, vec_f32 b) { return vmulq_f32(a, b); }

@@ -8,7 +8,7 @@
  *                             v_fence() orders such stores before what follows
  *   v_prefetch, ..far         asks for a cache line, into the first cache or into the second
  *   v_widen_f16, v_widen_bf16 LANES_f32 numbers of 16 bits from memory, as floats
- *   v_narrow_f16, ..bf16      the way back, rounding to nearest even
+ *   v_narrow_f16, ..bf16      the way back, rounding to nearest even; v_stream_f16, ..bf16 as v_stream
  *   v_lt                      a comparison that is false where a or b is NaN
  *   v_unordered               whether a or b is NaN
  *   v_not_lt, v_ne            comparisons that are true where a or b is NaN
@@ -74,6 +74,8 @@ FSM_INLINE float v_widen_f16(const uint16_t *p) { return fsm_float_of_half(*p); 
 FSM_INLINE void v_narrow_f16(uint16_t *p, float a) { *p = fsm_half_of_float(a); }
 FSM_INLINE float v_widen_bf16(const uint16_t *p) { return fsm_float_of_bfloat(*p); }
 FSM_INLINE void v_narrow_bf16(uint16_t *p, float a) { *p = fsm_bfloat_of_float(a); }
+FSM_INLINE void v_stream_f16(uint16_t *p, float a) { v_narrow_f16(p, a); }
+FSM_INLINE void v_stream_bf16(uint16_t *p, float a) { v_narrow_bf16(p, a); }
 FSM_INLINE float v_add_f32(float a, float b) { return a + b; }
 FSM_INLINE float v_sub_f32(float a, float b) { return a - b; }
 FSM_INLINE float v_mul_f32(float a, float b) { return a * b; }
