@@ -285,6 +285,30 @@ HASHES = {
 }
 
 
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cols", [130, 1000, 2048, 2050, 4097, 31_999])
+def test_results_around_the_caches(op: str, dtype: str, cols: int) -> None:
+    """Those of large batches, of which the C library writes rows while it reads others."""
+    kind = as_dtype(dtype)
+    rows = (4 << 20) // (cols * kind.itemsize) + 3
+    x = logits(900, rows, cols, dtype)
+    t = temperatures(901, rows)
+    for implementation in (name for name in available() if name.startswith("c")):
+        with using(implementation):
+            expected = np.concatenate(
+                [call(op, x[i : i + 1], -1, heat, None) for i, heat in enumerate(t)]
+            )
+            for gap, offset in ((0, 0), (0, 1), (1, 15), (3, 2)):
+                # Between the rows, and of the first one.
+                memory = np.full(rows * (cols + gap) + 16, 7, kind)
+                out = memory[offset : offset + rows * (cols + gap)].reshape(rows, cols + gap)
+                call(op, x, -1, t[:, None], None, out=out[:, :cols])
+                assert same_bits(out[:, :cols], expected)
+                between = [memory[:offset], memory[offset + out.size :], out[:, cols:].ravel()]
+                assert (np.concatenate(between) == 7).all()
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_stored_hash(backend: str, op: str) -> None:
     """SHA-256 over the bits of all results; NaN counts as one value."""
