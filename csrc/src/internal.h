@@ -96,12 +96,18 @@ typedef struct fsm_kernel_table {
                           int64_t begin, int64_t end, void *scratch);
 } fsm_kernel_table;
 
-extern const fsm_kernel_table fsm_table_scalar;
+/* Not for a shared object that the library is a part of to export. */
+#if defined(__GNUC__) && !defined(_WIN32)
+#  define FSM_HIDDEN __attribute__((visibility("hidden")))
+#else
+#  define FSM_HIDDEN
+#endif
+FSM_HIDDEN extern const fsm_kernel_table fsm_table_scalar;
 #if defined(FSM_X86)
-extern const fsm_kernel_table fsm_table_avx2;
-extern const fsm_kernel_table fsm_table_avx512;
+FSM_HIDDEN extern const fsm_kernel_table fsm_table_avx2;
+FSM_HIDDEN extern const fsm_kernel_table fsm_table_avx512;
 #elif defined(FSM_ARM64)
-extern const fsm_kernel_table fsm_table_neon;
+FSM_HIDDEN extern const fsm_kernel_table fsm_table_neon;
 #endif
 
 /* Sizes of a batch. */
