@@ -218,6 +218,23 @@ def test_the_example_draws_what_python_draws(
 
 @NEEDS_C
 @NEEDS_CC
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or shutil.which("qemu-x86_64") is None,
+    reason="needs qemu-x86_64",
+)
+@pytest.mark.parametrize("cpu", ["Nehalem", "SandyBridge", "Haswell"])
+def test_an_older_cpu_draws_the_same(program: Path, cpu: str) -> None:
+    """Emulated: without AVX, without AVX2, without AVX-512."""
+    arguments = ["-t", "0.7", "-p", "0.95", "-s", "1", DATA / "minilm_logits_f16.npy"]
+    here, there = (
+        subprocess.run([*emulator, program, *arguments], capture_output=True, check=True).stdout
+        for emulator in ([], ["qemu-x86_64", "-cpu", cpu])
+    )
+    assert here == there
+
+
+@NEEDS_C
+@NEEDS_CC
 def test_the_example_refuses_what_it_cannot_read(program: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.npy"
     x = np.zeros((4, 30), np.float32)
