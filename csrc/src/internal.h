@@ -14,7 +14,12 @@
 #  include <intrin.h>
 #endif
 
-#if defined(_MSC_VER)
+/* MSVC itself, not clang in its place. */
+#if defined(_MSC_VER) && !defined(__clang__)
+#  define FSM_MSVC 1
+#endif
+
+#if defined(FSM_MSVC)
 #  define FSM_INLINE static __forceinline
 #  define FSM_UNROLL
 #else
@@ -157,7 +162,7 @@ FSM_INLINE fsm_place fsm_locate(const fastsoftmax_axis *axes, int count, int64_t
 /* The place of the lowest bit that is set. */
 FSM_INLINE int fsm_lowest_bit(uint32_t bits)
 {
-#if defined(_MSC_VER)
+#if defined(FSM_MSVC)
     unsigned long place;
     _BitScanForward(&place, bits);
     return (int)place;
