@@ -254,6 +254,11 @@ def test_the_example_refuses_what_it_cannot_read(program: Path, tmp_path: Path) 
         path.write_bytes(whole[:size])
         done = run_example(program, path)
         assert (done.returncode, done.stdout) == (1, ""), size
+    # More rows than there can be memory for, of nothing.
+    path.write_bytes(
+        whole.replace(b"(4, 30)", b"(4611686018427387904, 0)").replace(b" " * 17, b"", 1)
+    )
+    assert "memory" in run_example(program, path).stderr
     for arguments in ((), ("-t", -1, path), ("-p", 2, path), ("-j", 0, path), (path / "none",)):
         assert run_example(program, *arguments).returncode == 1
 

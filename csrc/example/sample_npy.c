@@ -31,10 +31,10 @@ static void fail(const char *what, const char *why)
     exit(1);
 }
 
-static void *allocate(size_t size)
+static void *allocate(size_t count, size_t size)
 {
     void *memory;
-    if (posix_memalign(&memory, 64, size ? size : 64) != 0)
+    if (count > SIZE_MAX / size || posix_memalign(&memory, 64, count ? count * size : 64) != 0)
         fail("memory", "there is not enough");
     return memory;
 }
@@ -80,7 +80,7 @@ static matrix map_npy(const char *path)
         length += ((size_t)start[10] << 16) + ((size_t)start[11] << 24);
     if (length > bytes - before)
         fail(path, "ends within its header");
-    char *header = (char *)allocate(length + 1);
+    char *header = (char *)allocate(length + 1, 1);
     memcpy(header, start + before, length);
     header[length] = 0;
 
@@ -138,7 +138,7 @@ typedef struct job {
 static void *draw(void *argument)
 {
     job *j = (job *)argument;
-    void *scratch = allocate(fastsoftmax_sample_scratch_size(j->batch, j->filters));
+    void *scratch = allocate(fastsoftmax_sample_scratch_size(j->batch, j->filters), 1);
     j->status = fastsoftmax_sample(j->batch, j->filters, j->uniforms, 1, 1, j->ids, j->logprobs,
                                    j->begin, j->end, scratch);
     free(scratch);
@@ -195,12 +195,12 @@ int main(int argc, char **argv)
 
     /* The filters and the uniforms are one a row. */
     const size_t rows = (size_t)m.rows;
-    int64_t *top_ks = (int64_t *)allocate(rows * sizeof *top_ks);
-    double *top_ps = (double *)allocate(rows * sizeof *top_ps);
-    double *min_ps = (double *)allocate(rows * sizeof *min_ps);
-    double *uniforms = (double *)allocate(rows * sizeof *uniforms);
-    int64_t *ids = (int64_t *)allocate(rows * sizeof *ids);
-    double *logprobs = (double *)allocate(rows * sizeof *logprobs);
+    int64_t *top_ks = (int64_t *)allocate(rows, sizeof *top_ks);
+    double *top_ps = (double *)allocate(rows, sizeof *top_ps);
+    double *min_ps = (double *)allocate(rows, sizeof *min_ps);
+    double *uniforms = (double *)allocate(rows, sizeof *uniforms);
+    int64_t *ids = (int64_t *)allocate(rows, sizeof *ids);
+    double *logprobs = (double *)allocate(rows, sizeof *logprobs);
     for (size_t r = 0; r < rows; ++r) {
         top_ks[r] = top_k ? top_k : INT64_MAX;
         top_ps[r] = top_p;
