@@ -1,8 +1,9 @@
-"""What several test modules share: the seed, the implementations, the real logits."""
+"""What several test modules share: the seed, the implementations, the real logits, documents."""
 
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,3 +87,8 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     unsigned = np.dtype(f"u{a.dtype.itemsize}")
     bits_a, bits_b = (np.ascontiguousarray(v).view(unsigned) for v in (a, b))
     return bool(((bits_a == bits_b) | ((a != a) & (b != b)).reshape(bits_a.shape)).all())
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a document in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)

@@ -102,7 +102,7 @@ def test_version() -> None:
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.returncode == 0
-    for command in (*COMMANDS, "info"):
+    for command in (*COMMANDS, "info", "config"):
         assert command in result.stdout
 
 

@@ -246,8 +246,12 @@ def test_special_rows(dtype: str, n: int) -> None:
         check_tokens(x, ids, temperature, where=where)
         check_topk(x, min(n, 30), temperature, where=where)
     plain = [3, 4, 6, 7]
-    for value in (entropy(x), moments(x).mean, moments(x).variance, kl_divergence(x, x)):
-        assert_array_equal(np.isnan(value), ~np.isin(np.arange(8), plain))
+    for temperature in (1.0, 1e-323, INF):
+        m = moments(x, temperature=temperature)
+        kl = kl_divergence(x, x, temperature=temperature)
+        for value in (entropy(x, temperature=temperature), m.mean, m.variance, kl):
+            assert_array_equal(np.isnan(value), ~np.isin(np.arange(8), plain))
+    assert_array_equal(np.isnan(entropy(x, temperature=0.0)), ~np.isin(np.arange(8), plain))
     want = scipy.special.logsumexp(x[:7].astype("f8"), axis=1)
     assert_allclose(moments(x).logsumexp[:7], want, rtol=4e-7)
     losses = cross_entropy(x, np.full(8, n - 1), reduction="none")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import numpy as np
@@ -401,3 +403,156 @@ def test_public_names() -> None:
     wanted |= {"show_config", "warmup", "BackendUnavailableError"}
     assert wanted <= set(fastsoftmax.__all__)
     assert all(hasattr(fastsoftmax, name) for name in fastsoftmax.__all__)
+
+
+# ---- nothing breaks the import: whatever is broken, what is left serves
+
+# What is found in the place of a module: an old numba beside a new NumPy, a library that does not
+# load, a file of the user's that has the name, a failure of any other kind.
+BROKEN = {
+    "ImportError": "raise ImportError('Numba needs NumPy 1.26 or less')",
+    "OSError": "raise OSError('libllvmlite.so: cannot open shared object file')",
+    "AttributeError": "import numpy; numpy.no_such_name",
+    "SystemError": "raise SystemError('initialization failed without raising an exception')",
+    "RuntimeError": "raise RuntimeError('cannot cache function: no locator available')",
+    "SyntaxError": "this is no Python",
+    "": "empty = True",
+}
+
+
+def check_broken(name: str, file: Path, kind: str, tmp_path: Path) -> None:
+    """A backend whose module is that file is passed over, and gives the reason when asked for."""
+    module = {"c": "fastsoftmax._c", "numba": "numba"}[name]
+    script = f"""
+        import importlib.util
+        import sys
+
+        class Finder:
+            def find_spec(name, path=None, target=None):
+                if name == {module!r}:
+                    return importlib.util.spec_from_file_location(name, {str(file)!r})
+
+        sys.meta_path.insert(0, Finder)
+        import fastsoftmax
+        print(fastsoftmax.backend() != {name!r})
+        print(float(fastsoftmax.softmax([0.0, 0.0])[1]))
+        reason = fastsoftmax.available_backends()[{name!r}]
+        print(repr(reason))
+        try:
+            with fastsoftmax.use_backend({name!r}):
+                print("entered")
+        except fastsoftmax.BackendUnavailableError as error:
+            print(reason in str(error), "install" in str(error), error.__cause__ is not None)
+        fastsoftmax.show_config()
+    """
+    # The other backend that may be broken in this test is left out, which is quicker.
+    prefix = WITHOUT_C if name == "numba" else WITHOUT_NUMBA
+    lines = output(prefix + textwrap.dedent(script), tmp_path).splitlines()
+    assert lines[:2] == ["True", "0.5"]
+    assert kind in lines[2]
+    assert lines[3] == "True True True"
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("name", ["c", "numba"])
+def test_a_module_that_fails(name: str, kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN[kind])
+    check_broken(name, file, kind, tmp_path)
+
+
+def test_a_c_module_of_another_machine(tmp_path: Path) -> None:
+    file = tmp_path / f"broken{EXTENSION_SUFFIXES[-1]}"
+    file.write_bytes(b"\x7fELF" + bytes(100))
+    check_broken("c", file, "ImportError", tmp_path)
+
+
+def test_variables_that_are_empty_count_as_unset(tmp_path: Path) -> None:
+    names = ("FASTSOFTMAX_BACKEND", "FASTSOFTMAX_ISA", "FASTSOFTMAX_NUM_THREADS")
+    script = WHICH + "; print(fastsoftmax.get_num_threads())"
+    empty = output(script, tmp_path, **dict.fromkeys(names, ""))
+    assert empty == output(script, tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="these are POSIX systems' places")
+@pytest.mark.parametrize("name", ["auto", "numpy"])
+def test_a_process_with_nowhere_to_write(name: str, tmp_path: Path) -> None:
+    """No home, no cache, no temporary folder, a working directory that is gone, no streams."""
+    script = """
+        import os
+        gone = os.path.abspath("gone")
+        os.mkdir(gone)
+        os.chdir(gone)
+        os.rmdir(gone)
+        for stream in (0, 1, 2):
+            os.close(stream)
+        import fastsoftmax
+        good = fastsoftmax.softmax([0.0, 0.0])[1] == 0.5
+        good &= int(fastsoftmax.sample([[0.0, 900.0]]).ids[0]) == 1
+        fastsoftmax.warmup()
+        os._exit(7 if good else 1)
+    """
+    nowhere = f"{os.devnull}/none"
+    places = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NUMBA_CACHE_DIR")
+    env = dict.fromkeys(places, nowhere)
+    # With the missing folder on its path Python 3.13.0 does not even import NumPy.
+    done = run(script, tmp_path, FASTSOFTMAX_BACKEND=name, PYTHONSAFEPATH="1", **env)
+    assert done.returncode == 7, done.stderr
+
+
+def test_importing_and_calling_writes_no_file(tmp_path: Path) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    places = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "LOCALAPPDATA")
+    for name in ("c", "numpy"):
+        if REASONS[name] is None:
+            script = "import fastsoftmax; fastsoftmax.softmax([1.0]); fastsoftmax.show_config()"
+            output(script, here, FASTSOFTMAX_BACKEND=name, **dict.fromkeys(places, str(home)))
+    assert list(home.iterdir()) == list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", ["-O", "-OO", "-I", "-E", "-B"])
+def test_python_s_own_options(options: str, tmp_path: Path) -> None:
+    """Without assertions, without docstrings, apart from the user's site."""
+    script = (
+        "import fastsoftmax as f; print(f.softmax([0.0, 0.0])[0], f.sample([[0.0, 900.0]]).ids)"
+    )
+    done = subprocess.run(
+        [sys.executable, options, "-W", "error", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("0.5 [1]", "")
+
+
+@needs_c
+@pytest.mark.skipif(not X86 or shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64")
+@pytest.mark.parametrize(("cpu", "isa"), [("Nehalem", "scalar"), ("Haswell", "avx2")])
+def test_an_older_cpu(cpu: str, isa: str, tmp_path: Path) -> None:
+    """Emulated: an instruction that the CPU does not have would end the process."""
+    script = """
+        import numpy as np
+        import fastsoftmax
+        x = np.random.default_rng(0).normal(size=(3, 5000)).astype("f4")
+        fastsoftmax.show_config()
+        print(fastsoftmax.softmax(x).tobytes().hex() + str(fastsoftmax.sample(x, seed=1).ids))
+    """
+    done = subprocess.run(
+        ["qemu-x86_64", "-cpu", cpu, sys.executable, "-c", textwrap.dedent(script)],
+        # NumPy's matrix library may have been told which instructions to use.
+        env={
+            k: v for k, v in os.environ.items() if not k.startswith(("FASTSOFTMAX_", "OPENBLAS_"))
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *config, bits = done.stdout.splitlines()
+    assert serving_isa("\n".join(config)) == isa
+    assert bits == output(script, tmp_path).splitlines()[-1], "the same bits as here"

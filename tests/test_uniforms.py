@@ -6,6 +6,7 @@ import itertools
 import math
 
 import numpy as np
+import pytest
 import scipy.stats
 from numpy.testing import assert_array_equal
 from scoring_oracle import mix, seed_for, uniform, unmix
@@ -31,6 +32,14 @@ def test_the_oracle_can_be_inverted() -> None:
         assert unmix(mix(word)) == word
     for u in (0.0, 0.25, 1 - 2**-53, 0.3):
         assert uniform(seed_for(u, 3, 7, 2), 3, 7, 2) == int(u * 2**53) / 2**53
+
+
+def test_the_c_library_has_the_same_function() -> None:
+    c = pytest.importorskip("fastsoftmax._c")
+    words = (0, 1, 5, 2**63, 2**64 - 1)
+    for seed, row, step, draw in itertools.product(words, repeat=4):
+        want = int(uniform(seed, row, step, draw) * 2**53) / 2**53
+        assert c.lib.fastsoftmax_uniform(seed, row, step, draw) == want
 
 
 def test_uniforms_are_the_documented_function() -> None:

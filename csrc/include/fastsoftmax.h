@@ -1,11 +1,11 @@
-/* fastsoftmax: temperature softmax, log-softmax and log-sum-exp of rows of logits.
+/* fastsoftmax: probabilities, log-probabilities, losses and samples of rows of logits.
  *
  * The contract of the library. C99, and clean as C++. SPDX-License-Identifier: BSD-3-Clause
  *
  * Every operation reads a batch, rows of logits of any layout, and treats the rows
- * [row_begin, row_end) of it. Nothing here allocates, starts a thread, keeps state, does I/O or
- * sets errno: any number of threads may work on disjoint row ranges of one batch at once, each with
- * scratch memory of its own.
+ * [row_begin, row_end) of it. Nothing here allocates, starts a thread, keeps state, does I/O, reads
+ * the environment or sets errno: any number of threads may work on disjoint row ranges of one batch
+ * at once, each with scratch memory of its own.
  */
 #ifndef FASTSOFTMAX_H
 #define FASTSOFTMAX_H
@@ -52,12 +52,15 @@ typedef enum fastsoftmax_isa {
     FASTSOFTMAX_ISA_AVX512 = 3 /* AVX-512 F, DQ, BW and VL beside those */
 } fastsoftmax_isa;
 
+/* What functions return. Of several that apply it may be any; temperatures outside the row range are
+ * not looked at. */
 typedef enum fastsoftmax_status {
     FASTSOFTMAX_OK = 0,
     FASTSOFTMAX_BAD_ISA = 1,         /* the library holds no kernels for batch->isa */
     FASTSOFTMAX_BAD_DTYPE = 2,       /* a dtype is none of fastsoftmax_dtype */
-    FASTSOFTMAX_BAD_SHAPE = 3,       /* a negative size, or a range outside the batch */
-    FASTSOFTMAX_BAD_TEMPERATURE = 4, /* a temperature of the range is negative or NaN */
+    FASTSOFTMAX_BAD_SHAPE = 3,       /* a negative size, a range outside the batch, a k or a number
+                                      * of draws that does not fit, two batches that differ */
+    FASTSOFTMAX_BAD_TEMPERATURE = 4, /* a temperature is negative, NaN, or 0 for logsumexp */
     FASTSOFTMAX_BAD_POINTER = 5      /* a pointer that is needed is NULL */
 } fastsoftmax_status;
 
@@ -124,40 +127,54 @@ typedef struct fastsoftmax_batch {
     const fastsoftmax_edits *edits;
 } fastsoftmax_batch;
 
-/* How many bytes of scratch memory a call on this batch needs: at most 1 MB while a row is shorter
- * than some millions of entries, then 24 bytes for every 2048 entries of a row. 0 for a batch that
- * a call would refuse. The memory is the caller's, aligned to 64 bytes, and holds nothing between
- * two calls; no two threads may share it but as fastsoftmax_reduce_blocks says. */
-FASTSOFTMAX_API size_t fastsoftmax_scratch_size(const fastsoftmax_batch *batch);
-
 /* What holds for every operation:
  *
- * - x and out are not touched when the status is not FASTSOFTMAX_OK.
- * - The floating-point environment is assumed to round to nearest and to keep subnormal numbers.
- * - A row's result depends on that row, its mask, its temperature and the two dtypes alone, to the
- *   last bit: not on the other rows, its place, its alignment, its layout, or the row range. It is
- *   also the same for every instruction set.
- * - Special rows come first: a NaN makes the whole row NaN (also its log-sum-exp); else +infinity
- *   makes the row NaN and its log-sum-exp +infinity; a row of only -infinity is NaN and its
- *   log-sum-exp -infinity. Masked entries stay what a masked entry gets even there.
- * - Temperature 0, and one so small that log2(e)/temperature overflows in the arithmetic: the mass
- *   is shared evenly by the entries equal to the maximum; the log-sum-exp is max/temperature.
- *   Temperature infinity: uniform over the entries above -infinity; the log-sum-exp is the
- *   logarithm of their number.
- * - Outputs of 4 MB and more are written around the caches where the hardware can.
+ * Sizes       An axis may have size 0. No rows, or an empty range: nothing is read or written, and
+ *             array pointers may be NULL. No columns: x may be NULL, and a result of one number a
+ *             row is that of a row with all masked. The sizes of a batch have to multiply to at
+ *             most INT64_MAX, and every entry to lie in memory.
+ * Strides     Elements, of any sign; 0 repeats an entry (of x, where and temperature).
+ * Alignment   That of the element type; scratch memory 64 bytes.
+ * Aliasing    Results may overlap nothing that is read, and no other results, but that `out` may be
+ *             x as fastsoftmax_batch says. Arrays that are read may overlap one another.
+ * Threads     Disjoint row ranges of a batch at once, from any threads. Scratch memory belongs to
+ *             one call at a time and holds nothing between two calls, but for that which the
+ *             functions on blocks share.
+ * Status      Nothing is written when it is not FASTSOFTMAX_OK. Not checked, and undefined: a NULL
+ *             batch, axes or scratch, too little scratch memory, an `isa` that the CPU lacks, and
+ *             what a function says of its ids, edits and filters.
+ * Environment That of floating point has to be the default one: rounding to nearest, subnormal
+ *             numbers kept, no exception trapped. Which exception flags get raised is not defined.
+ * Same bits   A row's result depends on that row, its mask, its edits, its temperature and the two
+ *             dtypes alone, to the last bit: not on the other rows, its place, its alignment, its
+ *             layout, or the row range. It is also the same for every instruction set.
+ * Special rows come first: a NaN makes the whole row NaN (also its log-sum-exp); else +infinity
+ *             makes the row NaN and its log-sum-exp +infinity; a row of only -infinity is NaN and
+ *             its log-sum-exp -infinity. Masked entries stay what a masked entry gets even there.
+ * Special temperatures: 0, and one so small that log2(e)/temperature overflows in the arithmetic:
+ *             the mass is shared evenly by the entries equal to the maximum; the log-sum-exp is
+ *             max/temperature. Infinity: uniform over the entries above -infinity; the log-sum-exp
+ *             is the logarithm of their number.
+ * Caches      Outputs of 4 MB and more are written around them where the hardware can.
  */
+
+/* How many bytes of scratch memory softmax, log_softmax, logsumexp and the functions on blocks need
+ * for this batch: at most 1 MB while a row is shorter than some millions of entries, then 24 bytes
+ * for every 2048 entries of a row. It depends on the sizes of the column axes and the dtypes alone.
+ * 0 for a batch that a call would refuse as BAD_ISA, BAD_DTYPE or BAD_SHAPE. */
+FASTSOFTMAX_API size_t fastsoftmax_scratch_size(const fastsoftmax_batch *batch);
 
 /* Probabilities: out[i] = exp(x[i]/T) / sum_j exp(x[j]/T); 0 for a masked entry.
  *
- * Error: at most 2 ULP + |x[i] - max|/T * 2^-24 relative (float), 4 ULP and 2^-53 (double), over
- * the whole range of results, subnormal ones included.
+ * Writes every entry of a row. Error: at most 2 ULP + |x[i] - max|/T * 2^-24 relative (float),
+ * 4 ULP and 2^-53 (double), over the whole range of results, subnormal ones included.
  */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_softmax(const fastsoftmax_batch *batch,
                                                        int64_t row_begin, int64_t row_end,
                                                        void *scratch);
 
 /* Log-probabilities: out[i] = x[i]/T - log(sum_j exp(x[j]/T)), without forming the probabilities;
- * -infinity for a masked entry.
+ * -infinity for a masked entry. Writes every entry of a row.
  *
  * The maximum is kept out of the sum and its logarithm is taken as log1p, so a log-probability
  * near 0 keeps its relative precision. Error: at most 2 ULP + 1e-7 (float), 4 ULP + 1e-15 (double).
@@ -168,21 +185,24 @@ FASTSOFTMAX_API fastsoftmax_status fastsoftmax_log_softmax(const fastsoftmax_bat
 
 /* One number a row: log(sum_j exp(x[j]/T)) over the entries that are not masked.
  *
- * -infinity where there are none. At a temperature of exactly 0 there is no limit:
- * FASTSOFTMAX_BAD_TEMPERATURE. Error: as log_softmax.
+ * `out` of the column axes counts for nothing. -infinity where all is masked, or there are no
+ * columns. At a temperature of exactly 0 there is no limit: FASTSOFTMAX_BAD_TEMPERATURE. Error: as
+ * log_softmax.
  */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_logsumexp(const fastsoftmax_batch *batch,
                                                          int64_t row_begin, int64_t row_end,
                                                          void *scratch);
 
-/* One row by several threads. A row of n entries has fastsoftmax_block_count(batch) blocks:
+/* One row by several threads. A row has fastsoftmax_block_count(batch) blocks, 0 if it is empty:
  *
  *   1. fastsoftmax_reduce_blocks on ranges that make up all blocks, by any threads at once
  *   2. fastsoftmax_merge_blocks, once
  *   3. fastsoftmax_write_blocks on ranges that make up all blocks, by any threads at once
  *
  * `shared` is one scratch memory for all of these calls; `scratch` is each thread's own, of the same
- * size. `op` is the same throughout. The bits are those of the whole-row functions. */
+ * size. `op` and the batch are the same throughout, and each step is over before the next begins.
+ * Status, special rows, error and bits are those of the whole-row functions; a block range outside
+ * the row is BAD_SHAPE. The one number of logsumexp is written with the range that begins at 0. */
 typedef enum fastsoftmax_op {
     FASTSOFTMAX_OP_SOFTMAX = 0,
     FASTSOFTMAX_OP_LOG_SOFTMAX = 1,
@@ -205,10 +225,11 @@ FASTSOFTMAX_API fastsoftmax_status fastsoftmax_write_blocks(const fastsoftmax_ba
 /* What most calls are, in one call without a batch: `rows` rows of `cols` entries, one after another
  * without a gap, no mask, one temperature, the result likewise and of the same dtype.
  *
- * `out` may be `x` where the operation writes rows. A pointer that is not aligned, and an `out` that
- * overlaps `x` in any other way, is FASTSOFTMAX_BAD_POINTER. The scratch memory is that of the
- * batch; 1 MB, aligned to 64 bytes, is enough for rows of up to a million entries. The bits are
- * those of the functions above. */
+ * `out` may be `x` where the operation writes rows; for logsumexp it has a number a row. A pointer
+ * that is not aligned, and an `out` that overlaps `x` in any other way, is FASTSOFTMAX_BAD_POINTER.
+ * The scratch memory is that of the batch; 1 MB is enough for rows of up to a million entries.
+ * Threads share the rows out by calls on parts of the array. Error, special rows and bits are those
+ * of the functions above. */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_contiguous(fastsoftmax_op op, fastsoftmax_isa isa,
                                                           fastsoftmax_dtype dtype, int64_t rows,
                                                           int64_t cols, const void *x,
@@ -217,59 +238,69 @@ FASTSOFTMAX_API fastsoftmax_status fastsoftmax_contiguous(fastsoftmax_op op, fas
 
 /* Scoring: what is read off rows without writing them.
  *
- * These functions read rows as all do (out and out_dtype count for nothing, but out_dtype has to be
- * valid) and write to arrays of rows in the order of the batch, contiguous, in double or int64_t.
+ * These functions read rows as all do (`out` counts for nothing and may be NULL, but out_dtype has to
+ * be valid: F64 makes the arithmetic double). They write to arrays in double or int64_t that are
+ * contiguous, with a line for every row of the batch, of which those of the row range are written.
  * A row has no distribution if an unmasked entry is NaN or +infinity, or if nothing is above
  * -infinity. Log-probabilities have the error of double but for that of the terms, which is that of
- * softmax; the maximum is kept out of the sum and its logarithm taken as log1p.
+ * softmax; the maximum is kept out of the sum and its logarithm taken as log1p. A temperature of 0 is
+ * taken by all of them.
  *
  * `scratch` is of fastsoftmax_scoring_scratch_size(batch, k) bytes, k being that of topk and 0 for
- * the others: some 200 KB for a row of 128,000 entries, and 32 for each of k.
+ * the others: some 200 KB for a row of 128,000 entries, and 32 for each of k. It depends on k and
+ * what fastsoftmax_scratch_size depends on; for kl_divergence it is that of either batch.
  */
 FASTSOFTMAX_API size_t fastsoftmax_scoring_scratch_size(const fastsoftmax_batch *batch, int64_t k);
 
-/* ids: (rows, m), each in [0, cols) or -1 for none; an id outside is undefined behaviour.
+/* Log-probabilities and ranks of given entries.
+ *
+ * ids: (rows, m), each in [0, cols) or -1 for none; an id outside is undefined behaviour.
  * logprobs: (rows, m): -infinity for an entry that is masked or -infinity, NaN for an id of -1 and
  * for the others of a row without a distribution.
  * ranks: NULL, or (rows, m): 1 + the number of unmasked entries that are larger; 0 for NaN above.
  * mean: NULL, or (rows): the mean of the log-probabilities of the unmasked entries.
- * A row whose ids are all -1 is not read. */
+ * A row whose ids are all -1 is not read. m may be 0 (for the mean); below is BAD_SHAPE. */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_token_logprobs(
     const fastsoftmax_batch *batch, const int64_t *ids, int64_t m, double *logprobs, int64_t *ranks,
     double *mean, int64_t row_begin, int64_t row_end, void *scratch);
 
 /* The k largest entries of each row, downward, equal ones by ascending id: ids and logprobs are
  * (rows, k). Entries that are masked or -infinity never appear; places beyond the last one, and all
- * of a row without a distribution, hold -1 and NaN. k is in [1, cols]. A rising threshold
- * skips blocks and entries that cannot be among them. */
+ * of a row without a distribution, hold -1 and NaN. k outside [1, cols] is BAD_SHAPE. A rising
+ * threshold skips blocks and entries that cannot be among them. */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_topk(const fastsoftmax_batch *batch, int64_t k,
                                                     int64_t *ids, double *logprobs,
                                                     int64_t row_begin, int64_t row_end,
                                                     void *scratch);
 
 /* out: (rows, 4): log-sum-exp of x/T, mean and variance of x under softmax(x/T), entropy. NaN but
- * for the first where there is no distribution; -infinity, 0, 0, 0 where all is masked. */
+ * for the first where there is no distribution; -infinity, 0, 0, 0 where all is masked or there are
+ * no columns. The first is NaN at a temperature of exactly 0. */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_moments(const fastsoftmax_batch *batch, double *out,
                                                        int64_t row_begin, int64_t row_end,
                                                        void *scratch);
 
-/* out: (rows): sum(p*(log(p) - log(q))) of two batches of one shape, in double throughout. +infinity
- * where q has no probability and p has; NaN where either has no distribution; 0 where all is masked. */
+/* out: (rows): sum(p*(log(p) - log(q))) of two batches, in double throughout. +infinity where q has
+ * no probability and p has; NaN where either has no distribution; 0 where all is masked or there are
+ * no columns. Batches that differ in `isa` or in the number of columns are BAD_SHAPE; layouts, masks,
+ * dtypes and temperatures may differ. */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_kl_divergence(const fastsoftmax_batch *p,
                                                              const fastsoftmax_batch *q,
                                                              double *out, int64_t row_begin,
                                                              int64_t row_end, void *scratch);
 
 /* What a row that is a part of a larger one comes to. maximum: (rows): the largest logit, NaN if
- * there is one. rest: (rows): the sum of exp((x - maximum)/T) without one of the largest; 0 where the
- * maximum is not finite. Two parts merge: the lesser one counts (1 + rest)*exp of the difference. */
+ * there is one, -infinity if there is none. rest: (rows): the sum of exp((x - maximum)/T) without one
+ * of the largest; 0 where the maximum is not finite. Two parts merge: the lesser one counts
+ * (1 + rest)*exp of the difference of the maxima over T. */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_reduce(const fastsoftmax_batch *batch,
                                                       double *maximum, double *rest,
                                                       int64_t row_begin, int64_t row_end,
                                                       void *scratch);
 
 /* Writes batch->out as softmax or, with `logarithm`, as log_softmax, for rows that are parts of larger
- * ones with these maxima and rests. */
+ * ones with these maxima and rests: (rows) each, read only. Error: that of softmax and log_softmax.
+ * batch->out may be x as there. */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_normalize(const fastsoftmax_batch *batch,
                                                          const double *maximum, const double *rest,
                                                          int logarithm, int64_t row_begin,
@@ -282,26 +313,38 @@ FASTSOFTMAX_API fastsoftmax_status fastsoftmax_normalize(const fastsoftmax_batch
  *   top_p   of those the fewest first ones whose mass reaches top_p of theirs; at least one; 1 is off
  *   min_p   of those the ones with exp((x - max)/T) >= min_p; 0 is off
  *
- * At temperature 0 the first of the maxima alone is left. Masses are summed in double. Rows of more
- * than 2^31 - 1 entries are FASTSOFTMAX_BAD_SHAPE. */
+ * top_p and min_p are in [0, 1]; numbers outside these ranges are undefined behaviour. At temperature
+ * 0 the first of the maxima alone is left. Masses are summed in double. Rows of more than 2^31 - 1
+ * entries are FASTSOFTMAX_BAD_SHAPE. Results are written as those of scoring. */
 typedef struct fastsoftmax_filters {
     const int64_t *top_k;
     const double *top_p;
     const double *min_p;
 } fastsoftmax_filters;
 
+/* How many bytes of scratch memory the three functions below need: some 24 for each entry of a row,
+ * of which those that no filter asks for are not touched. Reads top_k of every row of the batch, and
+ * depends on the largest one beside what fastsoftmax_scratch_size depends on. */
+FASTSOFTMAX_API size_t fastsoftmax_sample_scratch_size(const fastsoftmax_batch *batch,
+                                                       const fastsoftmax_filters *filters);
+
 /* Draws from what is left. uniforms: (rows, draws) in [0, 1); u draws the first survivor, by id, up to
  * which the weights exp((x - max)/T) sum to more than u times their sum. Without `replace` what has
  * been drawn is left out for the later draws of the row. ids, logprobs: (rows, draws); the
  * log-probability is that among all survivors. -1 and NaN in a row without a distribution and where
- * nothing is left. `scratch` is of fastsoftmax_sample_scratch_size bytes: some 24 for each entry of a
- * row, of which those that no filter asks for are not touched. */
+ * nothing is left. draws may be 0; below is BAD_SHAPE. */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_sample(
     const fastsoftmax_batch *batch, const fastsoftmax_filters *filters, const double *uniforms,
     int64_t draws, int replace, int64_t *ids, double *logprobs, int64_t row_begin, int64_t row_end,
     void *scratch);
 
-/* counts: (rows): how many survive. */
+/* A uniform number in [0, 1) for a draw of fastsoftmax_sample, a multiple of 2^-53: a function of its
+ * arguments that never changes, the one that the Python package draws with. A row that has a seed of
+ * its own counts as row 0. */
+FASTSOFTMAX_API double fastsoftmax_uniform(uint64_t seed, uint64_t row, uint64_t step,
+                                           uint64_t draw);
+
+/* counts: (rows): how many survive; 0 in a row without a distribution. */
 FASTSOFTMAX_API fastsoftmax_status fastsoftmax_count_survivors(const fastsoftmax_batch *batch,
                                                                const fastsoftmax_filters *filters,
                                                                int64_t *counts, int64_t row_begin,
@@ -314,8 +357,6 @@ FASTSOFTMAX_API fastsoftmax_status fastsoftmax_survivors(const fastsoftmax_batch
                                                          const int64_t *offsets, int64_t *ids,
                                                          double *logprobs, int64_t row_begin,
                                                          int64_t row_end, void *scratch);
-FASTSOFTMAX_API size_t fastsoftmax_sample_scratch_size(const fastsoftmax_batch *batch,
-                                                       const fastsoftmax_filters *filters);
 
 /* The best instruction set of this library that the CPU has and the operating system saves the
  * registers of. Asks the CPU each time (some microseconds in a virtual machine): keep the answer.

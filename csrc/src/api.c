@@ -197,6 +197,8 @@ fastsoftmax_status fastsoftmax_token_logprobs(const fastsoftmax_batch *batch, co
     const fsm_kernels *kernels;
     const fastsoftmax_status status =
         check_score(batch, row_begin, row_end, m == 0 || (ids && logprobs), &kernels);
+    if (status == FASTSOFTMAX_OK && m < 0)
+        return FASTSOFTMAX_BAD_SHAPE;
     if (status == FASTSOFTMAX_OK)
         kernels->token_logprobs(batch, ids, m, logprobs, ranks, mean, row_begin, row_end, scratch);
     return status;
@@ -296,6 +298,8 @@ fastsoftmax_status fastsoftmax_sample(const fastsoftmax_batch *batch,
     const fsm_kernels *kernels;
     const fastsoftmax_status status = check_draw(
         batch, filters, row_begin, row_end, uniforms && ids && logprobs, &kernels);
+    if (status == FASTSOFTMAX_OK && draws < 0)
+        return FASTSOFTMAX_BAD_SHAPE;
     if (status == FASTSOFTMAX_OK)
         kernels->sample(batch, filters, uniforms, draws, replace, ids, logprobs, row_begin, row_end,
                         scratch);
@@ -339,6 +343,21 @@ size_t fastsoftmax_sample_scratch_size(const fastsoftmax_batch *batch,
         if (filters->top_k[r] < cols && filters->top_k[r] > top_k)
             top_k = filters->top_k[r];
     return kernels->scoring_size(cols) + kernels->draw_size(cols, top_k);
+}
+
+/* Number `index` of the SplitMix64 generator that starts with `state`. */
+static uint64_t splitmix64(uint64_t state, uint64_t index)
+{
+    uint64_t z = state + (index + 1) * UINT64_C(0x9e3779b97f4a7c15);
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+double fastsoftmax_uniform(uint64_t seed, uint64_t row, uint64_t step, uint64_t draw)
+{
+    const uint64_t bits = splitmix64(splitmix64(splitmix64(splitmix64(seed, 0), row), step), draw);
+    return (double)(bits >> 11) * 0x1p-53;
 }
 
 const char *fastsoftmax_version(void)

@@ -14,7 +14,12 @@
 #  include <intrin.h>
 #endif
 
-#if defined(_MSC_VER)
+/* MSVC itself, not clang in its place. */
+#if defined(_MSC_VER) && !defined(__clang__)
+#  define FSM_MSVC 1
+#endif
+
+#if defined(FSM_MSVC)
 #  define FSM_INLINE static __forceinline
 #  define FSM_UNROLL
 #else
@@ -96,12 +101,18 @@ typedef struct fsm_kernel_table {
                           int64_t begin, int64_t end, void *scratch);
 } fsm_kernel_table;
 
-extern const fsm_kernel_table fsm_table_scalar;
+/* Not for a shared object that the library is a part of to export. */
+#if defined(__GNUC__) && !defined(_WIN32)
+#  define FSM_HIDDEN __attribute__((visibility("hidden")))
+#else
+#  define FSM_HIDDEN
+#endif
+FSM_HIDDEN extern const fsm_kernel_table fsm_table_scalar;
 #if defined(FSM_X86)
-extern const fsm_kernel_table fsm_table_avx2;
-extern const fsm_kernel_table fsm_table_avx512;
+FSM_HIDDEN extern const fsm_kernel_table fsm_table_avx2;
+FSM_HIDDEN extern const fsm_kernel_table fsm_table_avx512;
 #elif defined(FSM_ARM64)
-extern const fsm_kernel_table fsm_table_neon;
+FSM_HIDDEN extern const fsm_kernel_table fsm_table_neon;
 #endif
 
 /* Sizes of a batch. */
@@ -151,7 +162,7 @@ FSM_INLINE fsm_place fsm_locate(const fastsoftmax_axis *axes, int count, int64_t
 /* The place of the lowest bit that is set. */
 FSM_INLINE int fsm_lowest_bit(uint32_t bits)
 {
-#if defined(_MSC_VER)
+#if defined(FSM_MSVC)
     unsigned long place;
     _BitScanForward(&place, bits);
     return (int)place;

@@ -2,7 +2,7 @@
 #include "internal.h"
 
 #if defined(FSM_X86)
-#include <immintrin.h>
+#include "simd/x86.h"
 FSM_TARGET_BEGIN("avx2,fma,f16c,popcnt")
 #include "simd/vec_avx2.h"
 #define FSM_TABLE fsm_table_avx2

@@ -25,6 +25,7 @@ from fastsoftmax._backends import (
     use_backend,
     warmup,
 )
+from fastsoftmax._embed import get_include, get_library_dir
 from fastsoftmax._errors import BackendUnavailableError
 from fastsoftmax._threads import get_num_threads, set_num_threads
 
@@ -44,6 +45,8 @@ __all__ = [
     "cross_entropy",
     "entropy",
     "filtered_logprobs",
+    "get_include",
+    "get_library_dir",
     "get_num_threads",
     "kl_divergence",
     "log_softmax",

@@ -16,6 +16,7 @@ from numpy.lib.array_utils import normalize_axis_index
 from numpy.lib.format import open_memmap
 
 import fastsoftmax
+from fastsoftmax import _embed
 from fastsoftmax._api._sampling import sample_rows
 from fastsoftmax._api._scoring import as_targets, token_losses
 from fastsoftmax._ops import OPS
@@ -69,6 +70,10 @@ def _parser() -> _Parser:
     _add_score(commands)
     _add_sample(commands)
     commands.add_parser("info", help="versions, and the backend that serves")
+    summary = "compiler and linker flags of the C library; both without an option"
+    config = commands.add_parser("config", help=summary, description=summary)
+    config.add_argument("--cflags", action="store_true", help="what to compile with")
+    config.add_argument("--libs", action="store_true", help="what to link with")
     return parser
 
 
@@ -134,6 +139,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "info":
         fastsoftmax.show_config()
+        return 0
+    if args.command == "config":
+        both = not (args.cflags or args.libs)
+        try:
+            print(_embed.flags(cflags=args.cflags or both, libs=args.libs or both))
+        except fastsoftmax.BackendUnavailableError as exc:
+            parser.error(str(exc))
         return 0
     try:
         # So that a run that is told to stop removes its temporary file, too.

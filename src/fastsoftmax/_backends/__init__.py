@@ -12,7 +12,8 @@ import numpy as np
 from fastsoftmax._backends._protocol import Backend
 from fastsoftmax._errors import BackendUnavailableError
 
-_REMEDIES = {
+# What to do for a backend that is missing.
+REMEDIES = {
     "c": "install a C compiler and reinstall fastsoftmax with FASTSOFTMAX_REQUIRE_C=1 set, "
     "which shows why the build fails (pip install --no-binary fastsoftmax --no-cache-dir)",
     "numba": 'install it: pip install "fastsoftmax[numba]"',
@@ -71,7 +72,7 @@ def _load(name: str) -> Backend:
 
 def _unavailable(name: str) -> BackendUnavailableError:
     return BackendUnavailableError(
-        f"the {name} backend is not available ({_reason(name)}); to have it, {_REMEDIES[name]}"
+        f"the {name} backend is not available ({_reason(name)}); to have it, {REMEDIES[name]}"
     )
 
 

@@ -1,0 +1,8 @@
+include(${CMAKE_CURRENT_LIST_DIR}/fastsoftmaxTargets.cmake)
+if(NOT TARGET fastsoftmax::fastsoftmax)
+  if(BUILD_SHARED_LIBS)
+    add_library(fastsoftmax::fastsoftmax ALIAS fastsoftmax::shared)
+  else()
+    add_library(fastsoftmax::fastsoftmax ALIAS fastsoftmax::static)
+  endif()
+endif()
