@@ -55,15 +55,15 @@ typedef struct arguments {
 } arguments;
 
 /* Whether it writes batch.out, in rows or in numbers. */
-static int writes_rows(operation op)
+static inline int writes_rows(operation op)
 {
     return op == NORMALIZE || op == NORMALIZE_LOG || (op < TOKEN_LOGPROBS && op % 3 != 2);
 }
-static int writes_out(operation op) { return writes_rows(op) || op < TOKEN_LOGPROBS; }
+static inline int writes_out(operation op) { return writes_rows(op) || op < TOKEN_LOGPROBS; }
 
 /* How many numbers the other results have. */
-static void count_results(operation op, const arguments *a, size_t *real, size_t *more,
-                          size_t *whole)
+static inline void count_results(operation op, const arguments *a, size_t *real, size_t *more,
+                                 size_t *whole)
 {
     const size_t rows = (size_t)a->rows, all = rows * (size_t)a->m;
     *real = *more = *whole = 0;
@@ -97,7 +97,7 @@ static void count_results(operation op, const arguments *a, size_t *real, size_t
     }
 }
 
-static size_t scratch_bytes(operation op, const arguments *a, fastsoftmax_isa isa)
+static inline size_t scratch_bytes(operation op, const arguments *a, fastsoftmax_isa isa)
 {
     fastsoftmax_batch batch = a->batch;
     batch.isa = isa;
@@ -108,8 +108,9 @@ static size_t scratch_bytes(operation op, const arguments *a, fastsoftmax_isa is
     return fastsoftmax_scoring_scratch_size(&batch, op == TOPK ? a->m : 0);
 }
 
-static fastsoftmax_status run_rows(operation op, const arguments *a, const fastsoftmax_batch *batch,
-                                   int64_t begin, int64_t end, void *scratch)
+static inline fastsoftmax_status run_rows(operation op, const arguments *a,
+                                          const fastsoftmax_batch *batch, int64_t begin,
+                                          int64_t end, void *scratch)
 {
     switch ((int)op) {
     case WHOLE_ROWS + FASTSOFTMAX_OP_SOFTMAX:
@@ -152,8 +153,8 @@ static fastsoftmax_status run_rows(operation op, const arguments *a, const fasts
 
 /* Runs an operation on all rows, in two ranges of them. `scratch` and `shared` are memory of
  * scratch_bytes(); the latter is for BY_BLOCKS alone. */
-static fastsoftmax_status run_operation(operation op, const arguments *a, fastsoftmax_isa isa,
-                                        void *scratch, void *shared)
+static inline fastsoftmax_status run_operation(operation op, const arguments *a,
+                                               fastsoftmax_isa isa, void *scratch, void *shared)
 {
     fastsoftmax_batch batch = a->batch;
     batch.isa = isa;
