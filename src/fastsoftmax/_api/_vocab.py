@@ -74,14 +74,15 @@ class Logits:
         """A result of integers as the caller's library has it."""
         return _dlpack.returned(ids, self.foreign)
 
-    def run(self, call: Callable[[slice, Batch, int, int], None]) -> None:
+    def run(self, call: Callable[[slice, Batch, int, int], None], more: int = 0) -> None:
         """Calls ``call(rows, batch, begin, end)`` until all rows of all batches have been treated.
 
         `rows` says which rows of the whole a batch is, and [begin, end) is a range of rows of that
-        batch.
+        batch. A row takes as long as `more` entries longer than it is.
         """
         for rows, batch in self.batches():
-            _threads.run_rows(partial(call, rows, batch), batch.rows, batch.x.size)
+            size = batch.x.size + batch.rows * more
+            _threads.run_rows(partial(call, rows, batch), batch.rows, size)
             del batch  # a copy is given back before the next one is made
 
     def index(self, rows: slice) -> Any:
