@@ -361,7 +361,7 @@ def set_num_threads(n: int) -> None:
     global _limit
     try:
         count = operator.index(n)
-    except TypeError:
+    except Exception:
         raise TypeError(f"n is a {type(n).__name__}; it must be an integer") from None
     if count < 1:
         raise ValueError(f"n is {count}; it must be 1 or more")

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsoftmax import _backends
-from fastsoftmax._api import _edits, _uniforms, _vocab
+from fastsoftmax._api import _arguments, _edits, _uniforms, _vocab
 from fastsoftmax._backends._protocol import Batch, Filters
 
 Array = NDArray[Any]
@@ -267,7 +267,13 @@ def sample_rows(
     """`sample` for rows of which the first one is row `first_row` to the seed."""
     checked = _as_logits(logits, temperature, where, token_bitmask)
     filters = _as_filters(checked, top_k, top_p, min_p)
+    replace = _arguments.as_flag(replace, "replace")
     draws = 1 if num_samples is None else _vocab.as_count("num_samples", num_samples)
+    if checked.rows * draws > _arguments.MOST:
+        raise ValueError(
+            f"num_samples is {_arguments.shown(draws)}; no memory holds so many draws of "
+            f"{checked.rows} rows"
+        )
     checked.edits = _edits.as_edits(
         checked, logit_bias, history, repetition_penalty, presence_penalty, frequency_penalty
     )
