@@ -601,7 +601,7 @@ def test_temperature_sweep_of_one_row_and_with_masks() -> None:
     for bad in (1.0, [[1.0]]):
         with pytest.raises(ValueError, match="temperatures has shape"):
             temperature_sweep(x, bad)
-    with pytest.raises(ValueError, match="temperature is 0"):
+    with pytest.raises(ValueError, match="temperatures is 0"):
         temperature_sweep(x, [1.0, 0.0])
     with pytest.raises(IndexError, match=r"targets is 40; it must be in \[0, 40\)"):
         temperature_sweep(x, [1.0], 40)

@@ -58,8 +58,9 @@ typedef enum fastsoftmax_status {
     FASTSOFTMAX_OK = 0,
     FASTSOFTMAX_BAD_ISA = 1,         /* the library holds no kernels for batch->isa */
     FASTSOFTMAX_BAD_DTYPE = 2,       /* a dtype is none of fastsoftmax_dtype */
-    FASTSOFTMAX_BAD_SHAPE = 3,       /* a negative size, a range outside the batch, a k or a number
-                                      * of draws that does not fit, two batches that differ */
+    FASTSOFTMAX_BAD_SHAPE = 3,       /* a negative size, more than 2^56 rows or entries of a row, a
+                                      * range outside the batch, a k or a number of draws that does
+                                      * not fit, two batches that differ */
     FASTSOFTMAX_BAD_TEMPERATURE = 4, /* a temperature is negative, NaN, or 0 for logsumexp */
     FASTSOFTMAX_BAD_POINTER = 5      /* a pointer that is needed is NULL */
 } fastsoftmax_status;

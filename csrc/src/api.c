@@ -29,6 +29,27 @@ static int known(fastsoftmax_dtype dtype)
            dtype == FASTSOFTMAX_BF16;
 }
 
+/* The most rows, or entries of a row: sizes of scratch memory do not overflow. */
+#define MOST (INT64_C(1) << 56)
+
+/* Whether a * b, neither below 0, is at most MOST; a division for large ones alone. */
+static int few(int64_t a, int64_t b)
+{
+    return (a | b) < (INT64_C(1) << 28) || b == 0 || a <= MOST / b;
+}
+
+/* Whether the lengths of some axes are right and multiply to no more than MOST. */
+static int countable(const fastsoftmax_axis *axes, int32_t count)
+{
+    int64_t n = 1;
+    for (int32_t i = 0; i < count; ++i) {
+        if (axes[i].size < 0 || !few(n, axes[i].size))
+            return 0;
+        n *= axes[i].size;
+    }
+    return 1;
+}
+
 static fastsoftmax_status check(const fastsoftmax_batch *batch, const fsm_kernels **kernels)
 {
     const fsm_kernel_table *table = find_table(batch->isa);
@@ -36,11 +57,10 @@ static fastsoftmax_status check(const fastsoftmax_batch *batch, const fsm_kernel
         return FASTSOFTMAX_BAD_ISA;
     if (!known(batch->x_dtype) || !known(batch->out_dtype))
         return FASTSOFTMAX_BAD_DTYPE;
-    if (batch->row_axes < 0 || batch->col_axes < 0)
+    if (batch->row_axes < 0 || batch->col_axes < 0 ||
+        !countable(batch->axes, batch->row_axes) ||
+        !countable(batch->axes + batch->row_axes, batch->col_axes))
         return FASTSOFTMAX_BAD_SHAPE;
-    for (int32_t i = 0; i < batch->row_axes + batch->col_axes; ++i)
-        if (batch->axes[i].size < 0)
-            return FASTSOFTMAX_BAD_SHAPE;
     *kernels = &table->type[batch->x_dtype == FASTSOFTMAX_F64 || batch->out_dtype == FASTSOFTMAX_F64];
     return FASTSOFTMAX_OK;
 }
@@ -166,6 +186,8 @@ fastsoftmax_status fastsoftmax_contiguous(fastsoftmax_op op, fastsoftmax_isa isa
     const fastsoftmax_status status = check(&batch, &kernels);
     if (status != FASTSOFTMAX_OK)
         return status;
+    if (!few(rows, cols))
+        return FASTSOFTMAX_BAD_SHAPE;
     const uintptr_t a = (uintptr_t)x, b = (uintptr_t)out, size = fsm_size_of(dtype);
     const uintptr_t x_bytes = (uintptr_t)(rows * cols) * size;
     const uintptr_t out_bytes = writes_rows ? x_bytes : (uintptr_t)rows * size;

@@ -239,6 +239,70 @@ static void check(int cols, int x_dtype, int out_dtype, double t)
     }
 }
 
+/* Every call that has to be refused, and what for. Nothing is written. */
+static void check_refusals(void)
+{
+    static const int64_t large = INT64_C(1) << 40;
+    static const double one = 1.0;
+    const fastsoftmax_axis axes[2] = {{2, 3, 3, 3, 0}, {3, 1, 1, 1, 0}};
+    const fastsoftmax_batch good = {FASTSOFTMAX_ISA_SCALAR, FASTSOFTMAX_F32, FASTSOFTMAX_F32, 1, 1,
+                                    axes, x.bytes, NULL, &one, got.bytes, NULL, 0, NULL};
+    const struct {
+        int64_t rows, cols, begin, end;
+        int isa, x_dtype, out_dtype, pointers;
+        fastsoftmax_status status;
+    } cases[] = {
+        {2, 3, 0, 2, 9, 0, 0, 7, FASTSOFTMAX_BAD_ISA},
+        {2, 3, 0, 2, -1, 0, 0, 7, FASTSOFTMAX_BAD_ISA},
+        {2, 3, 0, 2, 0, 4, 0, 7, FASTSOFTMAX_BAD_DTYPE},
+        {2, 3, 0, 2, 0, 0, -1, 7, FASTSOFTMAX_BAD_DTYPE},
+        {-2, 3, 0, 2, 0, 0, 0, 7, FASTSOFTMAX_BAD_SHAPE},
+        {2, -3, 0, 2, 0, 0, 0, 7, FASTSOFTMAX_BAD_SHAPE},
+        {2, 3, -1, 2, 0, 0, 0, 7, FASTSOFTMAX_BAD_SHAPE},
+        {2, 3, 2, 1, 0, 0, 0, 7, FASTSOFTMAX_BAD_SHAPE},
+        {2, 3, 0, 3, 0, 0, 0, 7, FASTSOFTMAX_BAD_SHAPE},
+        {2, INT64_MAX, 0, 2, 0, 0, 0, 7, FASTSOFTMAX_BAD_SHAPE},
+        {2, 3, 0, 2, 0, 0, 0, 6, FASTSOFTMAX_BAD_POINTER},
+        {2, 3, 0, 2, 0, 0, 0, 5, FASTSOFTMAX_BAD_POINTER},
+        {2, 3, 0, 2, 0, 0, 0, 3, FASTSOFTMAX_BAD_POINTER},
+    };
+    memset(got.bytes, 7, 64);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
+        fastsoftmax_axis sizes[2] = {axes[0], axes[1]};
+        sizes[0].size = cases[i].rows;
+        sizes[1].size = cases[i].cols;
+        fastsoftmax_batch batch = good;
+        batch.axes = sizes;
+        batch.isa = (fastsoftmax_isa)cases[i].isa;
+        batch.x_dtype = (fastsoftmax_dtype)cases[i].x_dtype;
+        batch.out_dtype = (fastsoftmax_dtype)cases[i].out_dtype;
+        batch.x = cases[i].pointers & 1 ? good.x : NULL;
+        batch.temperature = cases[i].pointers & 2 ? good.temperature : NULL;
+        batch.out = cases[i].pointers & 4 ? good.out : NULL;
+        for (int op = 0; op < OPS; ++op)
+            if (operations[op](&batch, cases[i].begin, cases[i].end, NULL) != cases[i].status)
+                fail("what is refused", 0, op, (int)i, 0, 0);
+        if (cases[i].pointers == 7 && cases[i].begin >= 0 && cases[i].end == 2 &&
+            fastsoftmax_scratch_size(&batch) != 0)
+            fail("the scratch memory of what is refused", 0, 0, (int)i, 0, 0);
+    }
+    /* Lengths whose product overflows, on several axes and in one call. */
+    const fastsoftmax_axis many[3] = {{large, 0, 0, 0, 0}, {large, 0, 0, 0, 0}, {2, 1, 1, 1, 0}};
+    fastsoftmax_batch batch = good;
+    batch.axes = many;
+    for (batch.row_axes = 0; batch.row_axes <= 2; batch.row_axes += 2) {
+        batch.col_axes = 3 - batch.row_axes;
+        if (fastsoftmax_softmax(&batch, 0, 1, NULL) != FASTSOFTMAX_BAD_SHAPE)
+            fail("a product that overflows", 0, batch.row_axes, 0, 0, 0);
+    }
+    if (fastsoftmax_contiguous(FASTSOFTMAX_OP_SOFTMAX, FASTSOFTMAX_ISA_SCALAR, FASTSOFTMAX_F32, large,
+                               large, x.bytes, 1.0, got.bytes, NULL) != FASTSOFTMAX_BAD_SHAPE)
+        fail("a product that overflows without a batch", 0, 0, 0, 0, 0);
+    for (int i = 0; i < 64; ++i)
+        if (got.bytes[i] != 7)
+            fail("the output of what is refused", 0, 0, i, 0, 0);
+}
+
 /* The hash that every instruction set of every architecture comes to. */
 #define HASH UINT64_C(0x5cdd41220aaf5244)
 
@@ -262,6 +326,7 @@ int main(void)
         if (call(0, 0, 0, 0, 4, 0, 0, 0, bad, x.bytes, got.bytes) != FASTSOFTMAX_BAD_TEMPERATURE ||
             got.bytes[0] != 7)
             fail("a bad temperature", 0, 0, 4, 0, 0);
+    check_refusals();
     if (hash != HASH) {
         printf("the hash of all results is %016llx; it must be %016llx\n", (unsigned long long)hash,
                (unsigned long long)HASH);

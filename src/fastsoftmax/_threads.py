@@ -1,5 +1,8 @@
 """How many threads work on a call, and the pool they belong to.
 
+Kernels never look at signals, so no call of one is long: large batches and long rows are cut even
+where one thread does all of the work, and Control-C is seen between two pieces.
+
 The pool is a queue and some daemon threads that start with the first call large enough for them.
 The caller works too and takes on whatever is left, so it never waits for a thread that has not
 begun: where no thread can be had (a second call at the same time, the end of the interpreter) the
@@ -37,6 +40,10 @@ SPLIT_FROM = 1 << 20
 # have to wait for the interpreter's lock.
 _GRAIN = 1 << 18
 
+# Entries that are worked on in one call, at most: some ms of work for most kernels, 0.2 s for the
+# slowest.
+_AT_ONCE = 1 << 22
+
 # Rows are dealt out in multiples of this where there are enough: whole vectors and cache lines of
 # rows that lie side by side.
 _ROWS = 64
@@ -52,9 +59,10 @@ def run(backend: Backend, op: Op, batch: Batch, out: NDArray[Any]) -> None:
     """
     threads, size = _limit, batch.x.size
     rows = batch.rows
-    if threads == 1 or size < SERIAL_BELOW:
+    few = threads > 1 and rows < _PIECES * threads
+    if size < SERIAL_BELOW or (threads == 1 and size <= _AT_ONCE):
         backend.run(op.name, batch, out, 0, rows)
-    elif rows < _PIECES * threads and size // rows >= SPLIT_FROM:
+    elif size // rows >= (SPLIT_FROM if few else _AT_ONCE):
         if "threadpoolctl" in sys.modules:
             _register()
         for row in range(rows):
@@ -72,16 +80,15 @@ def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
         What any number of threads may do at once.
     rows : int
     size : int
-        Entries of all rows together.
+        Entries of all rows together, or as many as would take as long.
     """
     threads = _limit
-    if threads == 1 or size < SERIAL_BELOW or rows < 2:
+    if size < SERIAL_BELOW or rows < 2 or (threads == 1 and size <= _AT_ONCE):
         work(0, rows)
         return
     if "threadpoolctl" in sys.modules:
         _register()
-    pieces = min(threads * _PIECES, max(size // _GRAIN, threads), rows)
-    step = -(-rows // pieces)
+    step = -(-rows // min(_pieces(size, threads), rows))
     if step > _ROWS:
         step = -(-step // _ROWS) * _ROWS
 
@@ -91,12 +98,18 @@ def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
     _pool.run(piece, -(-rows // step), threads)
 
 
+def _pieces(size: int, threads: int) -> int:
+    """How many pieces are enough for the threads, and small enough."""
+    wanted = min(threads * _PIECES, max(size // _GRAIN, threads))
+    return max(wanted, -(-size // _AT_ONCE))
+
+
 def _run_split(
     backend: Backend, op: Op, batch: Batch, out: NDArray[Any], row: int, threads: int
 ) -> None:
     """Work on the blocks of one row in threads."""
-    split, size = backend.split(op.name, batch, out, row), batch.cols
-    pieces = min(threads * _PIECES, max(size // _GRAIN, threads), split.blocks)
+    split = backend.split(op.name, batch, out, row)
+    pieces = min(_pieces(batch.cols, threads), split.blocks)
     edges = [split.blocks * i // pieces for i in range(pieces + 1)]
     _pool.run(lambda i: split.reduce(edges[i], edges[i + 1]), pieces, threads)
     split.merge()
@@ -348,7 +361,7 @@ def set_num_threads(n: int) -> None:
     global _limit
     try:
         count = operator.index(n)
-    except TypeError:
+    except Exception:
         raise TypeError(f"n is a {type(n).__name__}; it must be an integer") from None
     if count < 1:
         raise ValueError(f"n is {count}; it must be 1 or more")

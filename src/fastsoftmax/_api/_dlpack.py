@@ -82,12 +82,12 @@ def as_ndarray(array: Any, name: str) -> Array:
     if getattr(array, "requires_grad", False):
         raise TypeError(f"{name} requires grad; it must not: pass {name}.detach()")
     try:
-        device, number = array.__dlpack_device__()
+        device, number = map(int, array.__dlpack_device__())
     except Exception as cause:
         place = f"is on device {array.device}" if hasattr(array, "device") else "is on no device"
         raise TypeError(f"{name} {place}; it must be in CPU memory: {cause}") from cause
     if device not in _IN_CPU_MEMORY:
-        where = f"{_DEVICES.get(int(device), f'number {int(device)}')}:{number}"
+        where = f"{_DEVICES.get(device, f'number {device}')}:{number}"
         raise TypeError(f"{name} is on device {where}; it must be in CPU memory")
     try:
         try:
@@ -103,7 +103,11 @@ def as_ndarray(array: Any, name: str) -> Array:
 
 
 def _read(capsule: Any, name: str) -> Array:
+    if type(capsule).__name__ != "PyCapsule":
+        raise TypeError(f"{name} gives a {type(capsule).__name__}; it must give a DLPack capsule")
     kind = _name_of(capsule)
+    if kind not in (b"dltensor", b"dltensor_versioned"):
+        raise TypeError(f"{name} gives a capsule called {kind!r}; it must be a DLPack one, unused")
     pointer = _pointer_of(capsule, kind)
     read_only = False
     if kind == b"dltensor_versioned":
@@ -138,7 +142,10 @@ def _read(capsule: Any, name: str) -> Array:
             "data": ((tensor.data or 0) + tensor.byte_offset, read_only),
             "strides": strides,
         }
-        result = np.asarray(_Memory(capsule, interface))
+        try:
+            result = np.asarray(_Memory(capsule, interface))
+        except (TypeError, ValueError) as cause:
+            raise TypeError(f"{name} cannot be read through DLPack: {cause}") from cause
     if bfloat16:
         import ml_dtypes
 

@@ -233,4 +233,6 @@ def logsumexp(
     >>> float(fastsoftmax.logsumexp([0.0, -40.0]))
     4.248354255291589e-18
     """
+    if type(keepdims) is not bool:
+        keepdims = _arguments.as_flag(keepdims, "keepdims")
     return _apply(OPS["logsumexp"], x, axis, temperature, where, out, dtype, keepdims)

@@ -6,10 +6,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsoftmax import _backends
-from fastsoftmax._api import _edits, _uniforms, _vocab
+from fastsoftmax._api import _arguments, _edits, _uniforms, _vocab
 from fastsoftmax._backends._protocol import Batch, Filters
 
 Array = NDArray[Any]
+
+# Draws of a row with replacement that are made in one call, which sees no signal, and how many
+# entries take as long as a draw: from a few to 20,000.
+_DRAWS = 4096
+_DRAW = 1024
 
 
 class Sample(NamedTuple):
@@ -262,21 +267,37 @@ def sample_rows(
     """`sample` for rows of which the first one is row `first_row` to the seed."""
     checked = _as_logits(logits, temperature, where, token_bitmask)
     filters = _as_filters(checked, top_k, top_p, min_p)
+    replace = _arguments.as_flag(replace, "replace")
     draws = 1 if num_samples is None else _vocab.as_count("num_samples", num_samples)
+    if checked.rows * draws > _arguments.MOST:
+        raise ValueError(
+            f"num_samples is {_arguments.shown(draws)}; no memory holds so many draws of "
+            f"{checked.rows} rows"
+        )
     checked.edits = _edits.as_edits(
         checked, logit_bias, history, repetition_penalty, presence_penalty, frequency_penalty
     )
     u = _uniforms.uniforms(seed, step, checked.shape, draws, first_row)
-    ids = np.empty(u.shape, np.int64)
-    logprobs = np.empty(u.shape)
     backend = _backends.current()
 
-    def call(rows: slice, batch: Batch, begin: int, end: int) -> None:
-        some = _some(filters, rows)
-        backend.sample(batch, some, u[rows], replace, ids[rows], logprobs[rows], begin, end)
+    def draw(u: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        ids, logprobs = np.empty(u.shape, np.int64), np.empty(u.shape)
 
-    if draws:
-        checked.run(call)
+        def call(rows: slice, batch: Batch, begin: int, end: int) -> None:
+            some = _some(filters, rows)
+            backend.sample(batch, some, u[rows], replace, ids[rows], logprobs[rows], begin, end)
+
+        checked.run(call, (u.shape[1] - 1) * _DRAW)
+        return ids, logprobs
+
+    if draws == 0:
+        ids, logprobs = np.empty(u.shape, np.int64), np.empty(u.shape)
+    elif draws <= _DRAWS or not replace:
+        ids, logprobs = draw(u)
+    else:
+        cuts = range(_DRAWS, draws, _DRAWS)
+        parts = [draw(np.ascontiguousarray(part)) for part in np.split(u, cuts, axis=1)]
+        ids, logprobs = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     shape = checked.shape if num_samples is None else (*checked.shape, draws)
     return Sample(checked.finish_ids(ids.reshape(shape)), checked.finish(logprobs.reshape(shape)))
 

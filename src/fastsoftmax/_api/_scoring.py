@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsoftmax import _backends
-from fastsoftmax._api import _vocab
+from fastsoftmax._api import _arguments, _vocab
 from fastsoftmax._backends._protocol import Batch
 
 Array = NDArray[Any]
@@ -101,7 +101,9 @@ def as_targets(
             f"{shape[:-1]}"
         )
     cols = shape[-1]
-    counted = np.ones(ids.shape, np.bool_) if ignore_index is None else ids != ignore_index
+    counted = np.ones(ids.shape, np.bool_)
+    if ignore_index is not None:
+        counted = ids != _arguments.as_integer(ignore_index, "ignore_index")
     wrong = counted & ((ids < 0) | (ids >= cols))
     return np.where(counted, _vocab.check_range(name, ids, cols, wrong), -1)
 
@@ -216,8 +218,11 @@ def cross_entropy(
     >>> fastsoftmax.cross_entropy(logits, [0, -100], reduction="none").round(6)
     array([0.407606, 0.      ])
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}; it must be one of mean, sum, none")
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
+        raise ValueError(
+            f"reduction is {_arguments.shown(reduction)}; it must be one of mean, sum, none"
+        )
+    label_smoothing = _arguments.as_real(label_smoothing, "label_smoothing")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 1]")
     checked = _vocab.as_logits(logits, temperature, where, token_bitmask)
@@ -620,6 +625,8 @@ def temperature_sweep(
     array, foreign = _vocab.as_array(logits, "logits")
     if array.ndim == 0:
         raise ValueError("logits is a scalar; its last axis must be the vocabulary")
+    if array.ndim == _arguments.MAX_AXES:
+        raise ValueError(f"logits has {array.ndim} axes; it must have fewer")
     shape, cols = array.shape[:-1], array.shape[-1]
     # The temperatures are the last of the axes that number the rows, so that a row is treated at
     # all of them while it is in the cache.
@@ -627,14 +634,23 @@ def temperature_sweep(
 
     def along(name: str, value: ArrayLike, last: int) -> Array:
         a, _ = _vocab.as_array(value, name)
+        if a.ndim > array.ndim:
+            raise ValueError(f"{name} has {a.ndim} axes; it must broadcast against the logits")
         return a[..., None, :] if a.ndim else np.broadcast_to(a, (last,))
 
+    try:
+        repeated = np.broadcast_to(array[..., None, :], spread)
+    except ValueError:
+        raise ValueError(
+            f"logits has shape {array.shape}; it is too large for {t.size} temperatures"
+        ) from None
     checked = _vocab.as_logits(
-        np.broadcast_to(array[..., None, :], spread),
+        repeated,
         np.broadcast_to(t, spread[:-1]),
         None if where is None else along("where", where, cols),
         None if token_bitmask is None else along("token_bitmask", token_bitmask, 1),
         allow_zero=False,
+        temperature_name="temperatures",
     )
     ids = None
     if targets is not None:
@@ -695,6 +711,10 @@ def openai_logprobs(
     >>> fastsoftmax.openai_logprobs([1], result, ["yes", "no"].__getitem__)["content"][0]["token"]
     'no'
     """
+    if not isinstance(result, TokenLogprobs):
+        raise TypeError(f"result is {_arguments.shown(result)}; it must be a TokenLogprobs")
+    if not callable(decode):
+        raise TypeError(f"decode is {_arguments.shown(decode)}; it must be a function")
     ids = _vocab.as_ids("token_ids", token_ids)
     logprobs, _ = _vocab.as_array(result.logprobs, "result")
     if ids.ndim != 1 or logprobs.shape != ids.shape:
@@ -705,6 +725,8 @@ def openai_logprobs(
 
     def entry(token: Any, logprob: Any) -> dict[str, Any]:
         text = decode(int(token))
+        if not isinstance(text, str | bytes):
+            raise TypeError(f"decode returned {_arguments.shown(text)}; it must be str or bytes")
         raw = text if isinstance(text, bytes) else text.encode()
         value = float(logprob)
         if np.isnan(value):

@@ -14,6 +14,9 @@ from fastsoftmax._backends._protocol import Batch
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
 
+# The largest id of a token.
+_LAST = int(np.iinfo(np.int64).max)
+
 
 class SoftmaxState:
     """Maximum, sum of exponentials and best entries of rows that are fed chunk by chunk.
@@ -70,14 +73,18 @@ class SoftmaxState:
     def __init__(
         self, *, temperature: ArrayLike = 1.0, k: int = 0, token_ids: ArrayLike | None = None
     ) -> None:
-        t = np.array(_arguments.as_array(temperature, "temperature"))
+        t = _arguments.as_array(temperature, "temperature")
+        _arguments.check_size(t, "temperature")
+        if t.ndim == _arguments.MAX_AXES:
+            raise ValueError(f"temperature has {t.ndim} axes; it must have fewer")
+        t = np.array(t)
         _arguments.as_temperature(t, (*t.shape, 1), (t.ndim,), allow_zero=True)
         self.shape: tuple[int, ...] | None = None
         self._temperature = t
         self._k = _vocab.as_count("k", k)
         self._token_ids = None if token_ids is None else _vocab.as_ids("token_ids", token_ids)
         if self._token_ids is not None and (self._token_ids < 0).any():
-            _vocab.check_range("token_ids", self._token_ids, np.iinfo(np.int64).max)
+            _vocab.check_range("token_ids", self._token_ids, _LAST)
         self._next = 0
 
     def _begin(self, logits: _vocab.Logits) -> None:
@@ -133,6 +140,10 @@ class SoftmaxState:
         """
         checked = _vocab.as_logits(chunk, self._temperature, where, token_bitmask, name="chunk")
         begin = self._next if start is None else _vocab.as_count("start", start)
+        if begin > _LAST - checked.cols:
+            raise ValueError(
+                f"start is {_arguments.shown(begin)}; it must leave room for the chunk"
+            )
         self._check_shape("chunk", checked.shape)
         part = SoftmaxState(temperature=self._temperature, k=self._k, token_ids=self._token_ids)
         part._begin(checked)
@@ -358,6 +369,7 @@ class SoftmaxState:
             As for `softmax`; ValueError if nothing has been fed yet, too.
         """
         self._require()
+        log = _arguments.as_flag(log, "log")
         checked = _vocab.as_logits(chunk, self._temperature, where, token_bitmask, name="chunk")
         self._check_shape("chunk", checked.shape)
         x = checked.x

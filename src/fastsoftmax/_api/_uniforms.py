@@ -17,7 +17,6 @@ References
 """
 
 import math
-import operator
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -53,12 +52,9 @@ def output(state: Any, index: Any) -> Any:
 
 def _as_word(name: str, value: Any) -> int:
     """A Python integer in [0, 2**64); negative ones wrap around."""
-    try:
-        word = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}; it must be an integer") from None
+    word = _arguments.as_integer(value, name)
     if not -(2**63) <= word < 2**64:
-        raise ValueError(f"{name} is {word}; it must be in [-2**63, 2**64)")
+        raise ValueError(f"{name} is {_arguments.shown(word)}; it must be in [-2**63, 2**64)")
     return word & _MASK
 
 

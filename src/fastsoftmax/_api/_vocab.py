@@ -1,7 +1,6 @@
 """Logits with the vocabulary as their last axis: checked, and cut into batches for a backend."""
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -74,14 +73,15 @@ class Logits:
         """A result of integers as the caller's library has it."""
         return _dlpack.returned(ids, self.foreign)
 
-    def run(self, call: Callable[[slice, Batch, int, int], None]) -> None:
+    def run(self, call: Callable[[slice, Batch, int, int], None], more: int = 0) -> None:
         """Calls ``call(rows, batch, begin, end)`` until all rows of all batches have been treated.
 
         `rows` says which rows of the whole a batch is, and [begin, end) is a range of rows of that
-        batch.
+        batch. A row takes as long as `more` entries longer than it is.
         """
         for rows, batch in self.batches():
-            _threads.run_rows(partial(call, rows, batch), batch.rows, batch.x.size)
+            size = batch.x.size + batch.rows * more
+            _threads.run_rows(partial(call, rows, batch), batch.rows, size)
             del batch  # a copy is given back before the next one is made
 
     def index(self, rows: slice) -> Any:
@@ -184,6 +184,7 @@ def as_logits(
     *,
     allow_zero: bool = True,
     name: str = "logits",
+    temperature_name: str = "temperature",
 ) -> Logits:
     """Checks logits of shape (..., vocab) and what goes with them."""
     array, foreign = as_array(logits, name)
@@ -198,11 +199,14 @@ def as_logits(
         dtype = np.dtype(np.float32 if narrow else np.float64)
     if array.ndim == 0:
         raise ValueError(f"{name} is a scalar; its last axis must be the vocabulary")
+    _arguments.check_size(array, name)
     shape = array.shape[:-1]
     if type(temperature) is float and temperature > 0.0:
         t = full(shape, temperature)
     else:
-        t = _arguments.as_temperature(temperature, array.shape, (array.ndim - 1,), allow_zero)
+        t = _arguments.as_temperature(
+            temperature, array.shape, (array.ndim - 1,), allow_zero, temperature_name
+        )
         t = np.broadcast_to(t[..., 0], shape)
     return Logits(
         array,
@@ -242,14 +246,12 @@ def _as_bitmask(token_bitmask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.
 
 def as_count(name: str, value: Any, limit: int | None = None) -> int:
     """A whole number from 0 to the size of the vocabulary, if that is the limit."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}; it must be an integer") from None
+    count = _arguments.as_integer(value, name)
     if limit is None and count < 0:
-        raise ValueError(f"{name} is {count}; it must not be negative")
+        raise ValueError(f"{name} is {_arguments.shown(count)}; it must not be negative")
     if limit is not None and not 0 <= count <= limit:
-        raise ValueError(f"{name} is {count}; it must be in [0, {limit}], the vocabulary's size")
+        shown = _arguments.shown(count)
+        raise ValueError(f"{name} is {shown}; it must be in [0, {limit}], the vocabulary's size")
     return count
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -191,13 +192,13 @@ def use_backend(name: str, *, isa: str | None = None) -> Iterator[None]:
     ...     fastsoftmax.backend()
     'numpy'
     """
-    if name not in _LOADERS:
-        raise ValueError(f"name is {name!r}; it must be one of {', '.join(_LOADERS)}")
+    if not isinstance(name, str) or name not in _LOADERS:
+        raise ValueError(f"name is {reprlib.repr(name)}; it must be one of {', '.join(_LOADERS)}")
     chosen = _load(name)
     if isa is not None:
         if name != "c" or isa not in c_isas():
             choices = ", ".join(c_isas()) if name == "c" else "left out but for the C backend"
-            raise ValueError(f"isa is {isa!r}; it must be one of {choices}")
+            raise ValueError(f"isa is {reprlib.repr(isa)}; it must be one of {choices}")
         from fastsoftmax._backends._c import CBackend
 
         chosen = CBackend(isa)

@@ -36,18 +36,22 @@ _VOID, _DOUBLE, _INT64 = map(ffi.typeof, ("void *", "double *", "int64_t *"))
 _MASK, _WORDS = map(ffi.typeof, ("uint8_t *", "uint32_t *"))
 
 
-def _allocate(size: int) -> tuple[NDArray[np.uint8], Any]:
-    """Memory aligned to 64 bytes, and its address."""
+def _allocate(size: int) -> Any:
+    """Memory aligned to 64 bytes, which lives as long as what is returned."""
     memory = np.empty(size + 63, np.uint8)
-    return memory, ffi.cast("void *", (memory.ctypes.data + 63) & ~63)
+    start = -memory.ctypes.data % 64
+    return ffi.from_buffer(_BYTES, memory[start : start + size])
 
 
 class _Scratch(threading.local):
-    """Scratch memory of each thread, kept between calls."""
+    """Scratch memory of each thread, kept between calls.
+
+    When the interpreter ends it takes back what is a thread's own, of daemon threads in the middle
+    of a call too. The call keeps its memory by what it was given.
+    """
 
     size = 0
-    memory: NDArray[np.uint8] | None = None
-    pointer: Any = ffi.NULL
+    memory: Any = ffi.NULL
 
     def of(self, batch: Any) -> Any:
         """Memory that is enough for a batch."""
@@ -64,10 +68,10 @@ class _Scratch(threading.local):
     def sized(self, size: int) -> Any:
         """Memory of at least so many bytes."""
         if size > self.size:
-            self.size, self.memory = 0, None  # given back before more is taken
-            self.memory, self.pointer = _allocate(size)
+            self.size, self.memory = 0, ffi.NULL  # given back before more is taken
+            self.memory = _allocate(size)
             self.size = size
-        return self.pointer
+        return self.memory
 
 
 _scratch = _Scratch()
@@ -124,7 +128,7 @@ class CBackend:
             x_memory,
             temperature,
             out_memory,
-            _scratch.pointer if _scratch.size >= _ENOUGH else _scratch.sized(_ENOUGH),
+            _scratch.memory if _scratch.size >= _ENOUGH else _scratch.sized(_ENOUGH),
         )
         return out if status == 0 else None
 
@@ -373,7 +377,7 @@ class _SplitRow:
 
     def __init__(self, op: str, struct: _Struct, row: int) -> None:
         self._name, self._op, self._struct, self._row = op, _OPS[op], struct, row
-        self._memory, self._shared = _allocate(lib.fastsoftmax_scratch_size(struct.batch))
+        self._shared = _allocate(lib.fastsoftmax_scratch_size(struct.batch))
         self.blocks: int = lib.fastsoftmax_block_count(struct.batch)
 
     def reduce(self, begin: int, end: int) -> None:

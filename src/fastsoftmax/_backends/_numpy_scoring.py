@@ -107,7 +107,7 @@ def _rest(z: Wide) -> Any:
 
 
 def _log_softmax(z: Wide) -> Wide:
-    result: Wide = z - np.log1p(_rest(z))
+    result: Wide = z - np.log1p(_rest(z)) + 0.0  # no negative zero
     return result
 
 

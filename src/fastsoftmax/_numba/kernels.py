@@ -862,7 +862,7 @@ def _plan_row(operation, batch, row, scale, state, work, number):
         elif total == 0.0:
             result = -np.inf
         else:
-            result = top / scale.temperature
+            result = top / scale.temperature if top != 0.0 else 0.0  # not -0.0
             if scale.kind == FINITE:
                 result += _row_log_sum(batch, row, scale, top, best, total, state, work, number)
             elif scale.kind == INFINITE:
