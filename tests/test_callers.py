@@ -114,7 +114,7 @@ def parts(result: Any) -> tuple[np.ndarray, ...]:
 def test_the_tasks_are_every_function() -> None:
     """One that is added has to be called here as well."""
     quick = {"available_backends", "backend", "get_num_threads", "set_num_threads", "show_config"}
-    quick |= {"use_backend", "warmup", "openai_logprobs"}
+    quick |= {"use_backend", "warmup", "openai_logprobs", "get_include", "get_library_dir"}
     names = {name for name in fastsoftmax.__all__ if callable(getattr(fastsoftmax, name))}
     results = {"FilteredLogprobs", "Moments", "Sample", "TemperatureSweep", "TokenLogprobs", "TopK"}
     assert names - quick - results - {"BackendUnavailableError"} <= set(tasks())

@@ -326,6 +326,7 @@ def check(name: str, call: Callable[..., Any], arguments: dict[str, Any], what: 
 def test_the_table_is_every_argument() -> None:
     functions = valid()
     quick = {"available_backends", "backend", "get_num_threads", "show_config", "warmup"}
+    quick |= {"get_include", "get_library_dir"}
     results = {"FilteredLogprobs", "Moments", "Sample", "TemperatureSweep", "TokenLogprobs", "TopK"}
     names = {n for n in f.__all__ if callable(getattr(f, n))}
     assert names - quick - results - {"BackendUnavailableError"} <= set(functions)
