@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -477,12 +478,17 @@ def test_one_signature_for_each_arithmetic() -> None:
 
 
 @needs_numba
-def test_the_cache_notices_a_change_in_the_vectors() -> None:
+@pytest.mark.parametrize(
+    ("module", "constant", "other"),
+    [("kernels", "VECTORS", "vectors"), ("scoring", "KERNELS", "kernels")],
+)
+def test_the_cache_notices_a_change_in_another_file(module: str, constant: str, other: str) -> None:
     """It looks at the file of the kernels alone, which therefore changes with the other one."""
-    from fastsoftmax._numba import kernels
-
-    text = (PACKAGE / "_numba" / "vectors.py").read_bytes().replace(b"\r\n", b"\n")
-    assert zlib.crc32(text) == kernels.VECTORS, f"kernels.VECTORS must be {zlib.crc32(text):#010x}"
+    text = (PACKAGE / "_numba" / f"{other}.py").read_bytes().replace(b"\r\n", b"\n")
+    crc = zlib.crc32(text)
+    assert getattr(import_module(f"fastsoftmax._numba.{module}"), constant) == crc, (
+        f"{constant} of {module}.py must be {crc:#010x}"
+    )
 
 
 CALL = """

@@ -65,7 +65,7 @@ from fastsoftmax._numba.vectors import (
 )
 
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of vectors.py.
-VECTORS = 0x559355AB
+VECTORS = 0xDFCC7115
 
 GROUP = 8 * LANES  # entries added as one tree
 BLOCK = 2048  # entries that share a maximum: 8 KB of float32
@@ -80,6 +80,7 @@ SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = map(np.int64, range(3))  # operations
 FINITE, ZERO, INFINITE = map(np.int64, range(3))  # how a row's temperature is to be taken
 ORDINARY, SHARED, UNDEFINED = map(np.int64, range(3))  # how a row's output is to be written
 NONE, ONE, ONE_VECTOR = map(np.int64, (0, 1, LANES))
+ONE_BIT, ALL_BITS = map(np.uint32, (1, 2**32 - 1))
 
 # A batch is a table of int64. These fields come first:
 FIRST, LAST, COLS = map(np.int64, range(3))  # the first and last column axis, entries of a row
@@ -90,9 +91,14 @@ NATIVE = np.int64(10)  # rows are contiguous, unmasked, of the type of the arith
 DIRECT = np.int64(11)  # rows of the output are contiguous, of the type of the arithmetic
 STREAMED = np.int64(12)  # the output goes past the caches
 BY_COLUMNS = np.int64(13)
+EXTRAS = np.int64(14)  # address of what follows, or 0
 # Then, for each axis, its length and the steps along it, in bytes:
-FIELDS = np.int64(14)
+FIELDS = np.int64(15)
 LENGTH, X, OUT, WHERE, TEMPERATURE = map(np.int64, range(5))
+
+# What a batch that is scored or sampled may have beside: addresses, 0 for what there is not.
+BITMASK, BITMASK_STEP = map(np.int64, range(2))
+OFFSETS, IDS, BIAS, PENALTY, REDUCTION = map(np.int64, range(2, 7))  # of edits
 
 # Where things are in a workspace, memory that one thread needs; each is large enough for float64.
 RAW = 0  # a block as it is in memory
@@ -184,8 +190,9 @@ def _read_scale(temperature, number):
 
 
 class Row(NamedTuple):
-    """Addresses of the first entry of a row and of its temperature."""
+    """The number of a row, and addresses of its first entry and of its temperature."""
 
+    index: int
     x: int
     out: int
     where: int
@@ -245,6 +252,7 @@ def _row(batch, r):
     """The row of a number."""
     last = _field(batch, FIRST) - 1
     return Row(
+        r,
         _field(batch, X_ADDRESS) + _offset(batch, NONE, last, r, X),
         _field(batch, OUT_ADDRESS) + _offset(batch, NONE, last, r, OUT),
         _field(batch, WHERE_ADDRESS) + _offset(batch, NONE, last, r, WHERE),
@@ -262,6 +270,7 @@ def _across(batch, which):
 def _neighbour(batch, row, i):
     """The i-th row after a row."""
     return Row(
+        row.index + i,
         row.x + i * _across(batch, X),
         row.out + i * _across(batch, OUT),
         row.where + i * _across(batch, WHERE),
@@ -286,11 +295,12 @@ def _chunk_size(cols, itemsize):
 
 
 @inlined
-def _row_state(address, cols, itemsize):
+def _row_state(address, cols, itemsize, keeps):
+    """The state of a row; `keeps` says whether terms are kept in it."""
     size = 8 * (_blocks(cols) + LANES)
     weights = _aligned(address)
     kept = weights + 2 * size + CACHE_LINE
-    blocks_kept = min(_blocks(cols), KEPT // (BLOCK * itemsize))
+    blocks_kept = min(_blocks(cols), KEPT // (BLOCK * itemsize)) if keeps else 0
     return RowState(weights, weights + size, weights + 2 * size, kept, blocks_kept)
 
 
@@ -314,10 +324,10 @@ def workspace_size(cols: int, itemsize: int, by_columns: bool) -> int:
     return size
 
 
-def row_state_size(cols: int, itemsize: int) -> int:
+def row_state_size(cols: int, itemsize: int, keeps: bool) -> int:
     """Bytes of the state of a row."""
     blocks = -(-cols // BLOCK)
-    kept = min(KEPT, -(-cols // GROUP) * GROUP * itemsize)
+    kept = min(KEPT, -(-cols // GROUP) * GROUP * itemsize) if keeps else 0
     return 16 * (blocks + LANES) + kept + 2 * CACHE_LINE
 
 
@@ -421,15 +431,96 @@ def _gather(batch, row, start, size, target, work, number):
         x_type = _field(batch, X_TYPE)
         _take(source, step, x_type, where, where_step, count, place, work, number)
         done += count
+    if _field(batch, EXTRAS):
+        _edit(batch, row, start, size, target, number)
+
+
+@inlined
+def _extra(batch, which):
+    return peek(_field(batch, EXTRAS) + 8 * which, np.int64)
+
+
+@_jit
+def _edits(batch, row, start, size):
+    """The range of the edits of the entries of a row from `start` on."""
+    kept_apart()
+    offsets, ids = _extra(batch, OFFSETS), _extra(batch, IDS)
+    if offsets == 0:
+        return 0, 0
+    end = peek(offsets + 8 * (row.index + 1), np.int64)
+    low, high = peek(offsets + 8 * row.index, np.int64), end
+    while low < high:
+        middle = low + (high - low) // 2
+        if peek(ids + 8 * middle, np.int64) < start:
+            low = middle + 1
+        else:
+            high = middle
+    high = low
+    while high < end and peek(ids + 8 * high, np.int64) < start + size:
+        high += 1
+    return low, high
+
+
+@_jit
+def _edit(batch, row, start, size, target, number):
+    """Edit entries that have been gathered, and mask them by bits."""
+    kept_apart()
+    first, last = _edits(batch, row, start, size)
+    for i in range(8 * first, 8 * last, 8):
+        place = target + (peek(_extra(batch, IDS) + i, np.int64) - start) * size_of(number)
+        y = np.float64(peek(place, number)) + peek(_extra(batch, BIAS) + i, np.float64)
+        penalty = peek(_extra(batch, PENALTY) + i, np.float64)
+        y = y / penalty if y > 0.0 else y * penalty
+        poke(place, number(y - peek(_extra(batch, REDUCTION) + i, np.float64)))
+    if _extra(batch, BITMASK) == 0:
+        return
+    i = 0
+    while i < size:
+        word = _word(batch, row, start + i)
+        end = min(i + 32 - (start + i) % 32, size)
+        while i < end:
+            if word == ALL_BITS:
+                i = end
+                break
+            if not word >> np.uint32((start + i) % 32) & ONE_BIT:
+                poke(target + i * size_of(number), number(-np.inf))
+            i += 1
+
+
+@inlined
+def _word(batch, row, i):
+    """The word of the mask of bits that holds that of an entry."""
+    words = _extra(batch, BITMASK) + row.index * _extra(batch, BITMASK_STEP)
+    return peek(words + i // 32 * 4, np.uint32)
+
+
+@_jit
+def _is_masked(batch, row, i):
+    kept_apart()
+    if _field(batch, MASKED) and peek(row.where + _entry(batch, i, WHERE), np.uint8) == 0:
+        return True
+    if _field(batch, EXTRAS) and _extra(batch, BITMASK):
+        return not _word(batch, row, i) >> np.uint32(i % 32) & ONE_BIT
+    return False
 
 
 @inlined
 def _source(batch, row, start, size, work, number):
     """The address of a contiguous run of the entries of a row from `start` on."""
+    return _source_at(batch, row, start, size, work + ENTRIES, work, number)
+
+
+@inlined
+def _source_at(batch, row, start, size, target, work, number):
+    """The same; the run is at `target` unless the entries are in memory as they are needed."""
     if _field(batch, NATIVE):
-        return row.x + start * size_of(number)
-    _gather(batch, row, start, size, work + ENTRIES, work, number)
-    return work + ENTRIES
+        if not _field(batch, EXTRAS):
+            return row.x + start * size_of(number)
+        first, last = _edits(batch, row, start, size)
+        if first == last:
+            return row.x + start * size_of(number)
+    _gather(batch, row, start, size, target, work, number)
+    return target
 
 
 @_jit
@@ -723,23 +814,31 @@ def _block_terms(b, state, work, number):
     return state.kept + b * BLOCK * size_of(number) if b < state.blocks_kept else work + TERMS
 
 
+class Block(NamedTuple):
+    """A block of a row: the address of its entries, their number, the largest of them."""
+
+    source: int
+    size: int
+    top: float
+
+
 @inlined
-def _reduce_blocks(batch, row, scale, begin, end, state, work, number):
-    """Set the maxima and sums of a range of blocks, and keep their terms if there is room."""
+def _reduce_block(batch, row, scale, b, state, work, number):
+    """Set the maximum and the sum of a block, and keep its terms if there is room."""
     shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
     itemsize = _bytes_of(_field(batch, X_TYPE))
     dense = _axis(batch, _field(batch, LAST), X) == itemsize
     lines = GROUP * itemsize // CACHE_LINE if dense else 0
-    for b in range(begin, end):
-        start = b * BLOCK
-        size = min(BLOCK, _field(batch, COLS) - start)
-        source = _source(batch, row, start, size, work, number)
-        terms = _block_terms(b, state, work, number)
-        top = largest(_maximum(source, size, number))
-        ahead = row.x + (start + AHEAD) * itemsize
-        _exponentials(source, size, splat(top), shrink, hi, lo, terms, ahead, lines, number)
-        poke(state.sums + 8 * b, _sum(terms, size, number))
-        poke(state.weights + 8 * b, np.float64(top))
+    start = b * BLOCK
+    size = min(BLOCK, _field(batch, COLS) - start)
+    source = _source(batch, row, start, size, work, number)
+    terms = _block_terms(b, state, work, number)
+    top = largest(_maximum(source, size, number))
+    ahead = row.x + (start + AHEAD) * itemsize
+    _exponentials(source, size, splat(top), shrink, hi, lo, terms, ahead, lines, number)
+    poke(state.sums + 8 * b, _sum(terms, size, number))
+    poke(state.weights + 8 * b, np.float64(top))
+    return Block(source, size, np.float64(top))
 
 
 @_jit
@@ -792,24 +891,30 @@ def _weighted_sum(blocks, state):
 
 
 @_jit
-def _row_log_sum(batch, row, scale, top, best, total, state, work, number):
-    """log(total) to full relative precision, however near to 1 `total` is.
+def _row_rest(batch, row, scale, top, best, total, state, work, number):
+    """total - 1 to full relative precision.
 
     A total below NEAR_ONE holds the maximum once, and no other term near 1. The block that has it
     is then summed again without.
     """
     kept_apart()
-    rest = 0.0
-    if total < NEAR_ONE:
-        start = best * BLOCK
-        size = min(BLOCK, _field(batch, COLS) - start)
-        source = _source(batch, row, start, size, work, number)
-        shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
-        terms, highest = work + TERMS, splat(number(top))
-        _exponentials(source, size, highest, shrink, hi, lo, terms, NONE, NONE, number)
-        _without_top(terms, size, number)
-        poke(state.sums + 8 * best, _sum(terms, size, number))
-        rest = _weighted_sum(_blocks(_field(batch, COLS)), state)
+    if not total < NEAR_ONE:
+        return total - 1.0
+    start = best * BLOCK
+    size = min(BLOCK, _field(batch, COLS) - start)
+    source = _source(batch, row, start, size, work, number)
+    shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
+    terms, highest = work + TERMS, splat(number(top))
+    _exponentials(source, size, highest, shrink, hi, lo, terms, NONE, NONE, number)
+    _without_top(terms, size, number)
+    poke(state.sums + 8 * best, _sum(terms, size, number))
+    return _weighted_sum(_blocks(_field(batch, COLS)), state)
+
+
+@inlined
+def _row_log_sum(batch, row, scale, top, best, total, state, work, number):
+    """log(total) to full relative precision, however near to 1 `total` is."""
+    rest = _row_rest(batch, row, scale, top, best, total, state, work, number)
     return first_of(log_of_sum(splat(total), splat(rest)))
 
 
@@ -841,10 +946,8 @@ def _write_special(batch, row, start, size, plan, work, number):
         place = i * size_of(number)
         if shared:
             reached = peek(source + place, number) >= threshold
-        elif _field(batch, MASKED):
-            reached = peek(row.where + _entry(batch, start + i, WHERE), np.uint8) != 0
         else:
-            reached = True
+            reached = not _is_masked(batch, row, start + i)
         poke(work + TERMS + place, share if reached else rest)
     _scatter(batch, row, start, size, work + TERMS, work, number)
 
@@ -1224,7 +1327,7 @@ def _run(operation, workspace, row_state, table, begin, end):
     number, itemsize = workspace.dtype.type, workspace.itemsize
     batch, work = np.int64(table.ctypes.data), _aligned(workspace.ctypes.data)
     cols = _field(batch, COLS)
-    state = _row_state(row_state.ctypes.data, cols, itemsize)
+    state = _row_state(row_state.ctypes.data, cols, itemsize, operation == SOFTMAX)
     by_columns = _field(batch, BY_COLUMNS) != 0
     length = _axis(batch, _field(batch, FIRST) - 1, LENGTH)
     blocks, widest = _blocks(cols), TILE // itemsize
@@ -1250,7 +1353,8 @@ def _run(operation, workspace, row_state, table, begin, end):
             temperature = peek(neighbour.temperature, np.float64)
             if temperature != scale.temperature:
                 scale = _read_scale(temperature, number)
-            _reduce_blocks(batch, neighbour, scale, NONE, blocks, state, work, number)
+            for b in range(blocks):
+                _reduce_block(batch, neighbour, scale, b, state, work, number)
             _plan_row(operation, batch, neighbour, scale, state, work, number)
             if operation != LOGSUMEXP:
                 _write_blocks(operation, batch, neighbour, scale, NONE, blocks, state, work, number)
@@ -1295,7 +1399,7 @@ def logsumexp(workspace, row_state, table, begin, end):
 def _one_row(workspace, row_state, table, r):
     number, itemsize = workspace.dtype.type, workspace.itemsize
     batch, work = np.int64(table.ctypes.data), _aligned(workspace.ctypes.data)
-    state = _row_state(row_state.ctypes.data, _field(batch, COLS), itemsize)
+    state = _row_state(row_state.ctypes.data, _field(batch, COLS), itemsize, True)
     row = _row(batch, r)
     return batch, row, _read_scale(peek(row.temperature, np.float64), number), state, work
 
@@ -1308,7 +1412,8 @@ def reduce_row(workspace, row_state, table, r, begin, end):
     too, and `workspace` is not.
     """
     batch, row, scale, state, work = _one_row(workspace, row_state, table, r)
-    _reduce_blocks(batch, row, scale, begin, end, state, work, workspace.dtype.type)
+    for b in range(begin, end):
+        _reduce_block(batch, row, scale, b, state, work, workspace.dtype.type)
 
 
 @_cached_jit

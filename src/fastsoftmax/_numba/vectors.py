@@ -175,7 +175,9 @@ for _names in (
     (operator.lshift, None, "shl"),
     (operator.rshift, None, "ashr"),
     (operator.and_, None, "and_"),
+    (operator.or_, None, "or_"),
     (operator.gt, "fcmp_ordered", "icmp_signed", ">"),
+    (operator.ge, "fcmp_ordered", "icmp_signed", ">="),
     (operator.lt, "fcmp_ordered", "icmp_signed", "<"),
     (operator.eq, "fcmp_ordered", "icmp_signed", "=="),
     (operator.ne, "fcmp_unordered", "icmp_signed", "!="),
@@ -258,6 +260,23 @@ def to_float(code, vector):
 def any_of(code, condition):
     bits = ir.IntType(LANES)
     return code.icmp_unsigned("!=", code.bitcast(condition, bits), ir.Constant(bits, 0))
+
+
+@_instruction(lambda condition: types.int64)
+def lanes_of(code, condition):
+    """The lanes in which a condition holds, as bits."""
+    return code.zext(code.bitcast(condition, ir.IntType(LANES)), INT64)
+
+
+@_instruction(lambda bits: types.int64)
+def count_bits(code, bits):
+    return code.ctpop(bits)
+
+
+@_instruction(lambda bits: types.int64)
+def lowest_bit(code, bits):
+    """The place of the lowest bit that is set."""
+    return code.cttz(bits, ir.Constant(ir.IntType(1), 1))
 
 
 @_instruction(lambda vector: vector.dtype)
