@@ -117,15 +117,20 @@ class NumbaBackend(NumbaScoring):
 
     def warmup(self) -> None:
         """Compile every kernel for every type, or load it."""
+        for dtype in (np.float32, np.float64):
+            self.warmup_normalizers(dtype)
+            self.warmup_scoring(dtype)
+
+    def warmup_normalizers(self, dtype: type) -> None:
+        """The same for the operations of `OPS` and one type."""
+        batch = Batch(np.zeros((1, 1), dtype), 1, np.ones(1))
         for name, op in OPS.items():
-            for dtype in (np.float32, np.float64):
-                batch = Batch(np.zeros((1, 1), dtype), 1, np.ones(1))
-                out = np.empty(1 if op.reduces else (1, 1), dtype)
-                self.run(name, batch, out, 0, 1)
-                row = self.split(name, batch, out, 0)
-                row.reduce(0, 1)
-                row.merge()
-                row.write(0, 1)
+            out = np.empty(1 if op.reduces else (1, 1), dtype)
+            self.run(name, batch, out, 0, 1)
+            row = self.split(name, batch, out, 0)
+            row.reduce(0, 1)
+            row.merge()
+            row.write(0, 1)
 
     def describe(self) -> dict[str, str]:
         return {

@@ -1,12 +1,13 @@
-"""Scoring by the jitted kernels, which are compiled or loaded when first needed."""
+"""Scoring and sampling by the jitted kernels, which are compiled or loaded when first needed."""
+
+import numpy as np
 
 from fastsoftmax._backends._numba_call import Call, address, scratch
-from fastsoftmax._backends._numpy_scoring import ReferenceScoring
-from fastsoftmax._backends._protocol import Array, Batch, Float64, Int64
+from fastsoftmax._backends._protocol import Array, Batch, Filters, Float64, Int64
 
 
-class NumbaScoring(ReferenceScoring):
-    """The methods of `Backend` that score; the reference samples."""
+class NumbaScoring:
+    """The methods of `Backend` that score and sample."""
 
     def token_logprobs(
         self,
@@ -102,7 +103,6 @@ class NumbaScoring(ReferenceScoring):
         call = Call(batch, out)
         scoring.normalize(
             call.workspace(),
-            call.row_state(),
             call.table,
             address(maximum),
             address(rest),
@@ -110,3 +110,103 @@ class NumbaScoring(ReferenceScoring):
             begin,
             end,
         )
+
+    def sample(
+        self,
+        batch: Batch,
+        filters: Filters,
+        uniforms: Float64,
+        replace: bool,
+        ids: Int64,
+        logprobs: Float64,
+        begin: int,
+        end: int,
+    ) -> None:
+        from fastsoftmax._numba import sampling
+
+        call = Call(batch)
+        sampling.sample(
+            call.workspace(),
+            call.table,
+            *_addresses(filters),
+            address(uniforms),
+            uniforms.shape[1],
+            replace,
+            address(ids),
+            address(logprobs),
+            *_room(call, filters),
+            begin,
+            end,
+        )
+
+    def count_survivors(
+        self, batch: Batch, filters: Filters, counts: Int64, begin: int, end: int
+    ) -> None:
+        from fastsoftmax._numba import sampling
+
+        call = Call(batch)
+        sampling.survivors(
+            call.workspace(),
+            call.table,
+            *_addresses(filters),
+            address(counts),
+            0,
+            0,
+            0,
+            *_room(call, filters),
+            begin,
+            end,
+        )
+
+    def survivors(
+        self,
+        batch: Batch,
+        filters: Filters,
+        offsets: Int64,
+        ids: Int64,
+        logprobs: Float64,
+        begin: int,
+        end: int,
+    ) -> None:
+        from fastsoftmax._numba import sampling
+
+        call = Call(batch)
+        sampling.survivors(
+            call.workspace(),
+            call.table,
+            *_addresses(filters),
+            0,
+            address(offsets),
+            address(ids),
+            address(logprobs),
+            *_room(call, filters),
+            begin,
+            end,
+        )
+
+    def warmup_scoring(self, dtype: type) -> None:
+        """Compile or load all of these kernels for one type."""
+        x = Batch(np.zeros((1, 1), dtype), 1, np.ones(1))
+        reals, one, ids = np.zeros((1, 4)), np.zeros((1, 1)), np.zeros((1, 1), np.int64)
+        filters = Filters(np.ones(1, np.int64), np.ones(1), np.zeros(1))
+        self.token_logprobs(x, ids, one, None, None, 0, 1)
+        self.topk(x, 1, ids, one, 0, 1)
+        self.moments(x, reals, 0, 1)
+        self.kl_divergence(x, x, one, 0, 1)
+        self.reduce(x, one, one, 0, 1)
+        self.normalize(x, one, one, False, np.empty((1, 1), dtype), 0, 1)
+        self.sample(x, filters, one, True, ids, one, 0, 1)
+        self.count_survivors(x, filters, ids, 0, 1)
+
+
+def _addresses(filters: Filters) -> tuple[int, int, int]:
+    return address(filters.top_k), address(filters.top_p), address(filters.min_p)
+
+
+def _room(call: Call, filters: Filters) -> tuple[int, int]:
+    """The address of memory to sample in, and how many candidates it has room for."""
+    from fastsoftmax._numba import sampling
+
+    top_k = filters.top_k
+    capacity = sampling.capacity(call.cols, int(top_k[top_k < call.cols].max(initial=1)))
+    return scratch.room(sampling.room_size(call.cols, capacity)), capacity

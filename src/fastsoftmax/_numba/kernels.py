@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numba.extending import overload
 
 from fastsoftmax._numba.vectors import (
     BF16,
@@ -65,7 +66,7 @@ from fastsoftmax._numba.vectors import (
 )
 
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of vectors.py.
-VECTORS = 0xDFCC7115
+VECTORS = 0x4E50D58A
 
 GROUP = 8 * LANES  # entries added as one tree
 BLOCK = 2048  # entries that share a maximum: 8 KB of float32
@@ -80,7 +81,6 @@ SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = map(np.int64, range(3))  # operations
 FINITE, ZERO, INFINITE = map(np.int64, range(3))  # how a row's temperature is to be taken
 ORDINARY, SHARED, UNDEFINED = map(np.int64, range(3))  # how a row's output is to be written
 NONE, ONE, ONE_VECTOR = map(np.int64, (0, 1, LANES))
-ONE_BIT, ALL_BITS = map(np.uint32, (1, 2**32 - 1))
 
 # A batch is a table of int64. These fields come first:
 FIRST, LAST, COLS = map(np.int64, range(3))  # the first and last column axis, entries of a row
@@ -91,14 +91,10 @@ NATIVE = np.int64(10)  # rows are contiguous, unmasked, of the type of the arith
 DIRECT = np.int64(11)  # rows of the output are contiguous, of the type of the arithmetic
 STREAMED = np.int64(12)  # the output goes past the caches
 BY_COLUMNS = np.int64(13)
-EXTRAS = np.int64(14)  # address of what follows, or 0
+EXTRAS = np.int64(14)  # the address of what only scoring and sampling know, or 0
 # Then, for each axis, its length and the steps along it, in bytes:
 FIELDS = np.int64(15)
 LENGTH, X, OUT, WHERE, TEMPERATURE = map(np.int64, range(5))
-
-# What a batch that is scored or sampled may have beside: addresses, 0 for what there is not.
-BITMASK, BITMASK_STEP = map(np.int64, range(2))
-OFFSETS, IDS, BIAS, PENALTY, REDUCTION = map(np.int64, range(2, 7))  # of edits
 
 # Where things are in a workspace, memory that one thread needs; each is large enough for float64.
 RAW = 0  # a block as it is in memory
@@ -190,9 +186,8 @@ def _read_scale(temperature, number):
 
 
 class Row(NamedTuple):
-    """The number of a row, and addresses of its first entry and of its temperature."""
+    """Addresses of the first entry of a row and of its temperature."""
 
-    index: int
     x: int
     out: int
     where: int
@@ -252,7 +247,6 @@ def _row(batch, r):
     """The row of a number."""
     last = _field(batch, FIRST) - 1
     return Row(
-        r,
         _field(batch, X_ADDRESS) + _offset(batch, NONE, last, r, X),
         _field(batch, OUT_ADDRESS) + _offset(batch, NONE, last, r, OUT),
         _field(batch, WHERE_ADDRESS) + _offset(batch, NONE, last, r, WHERE),
@@ -270,7 +264,6 @@ def _across(batch, which):
 def _neighbour(batch, row, i):
     """The i-th row after a row."""
     return Row(
-        row.index + i,
         row.x + i * _across(batch, X),
         row.out + i * _across(batch, OUT),
         row.where + i * _across(batch, WHERE),
@@ -431,96 +424,26 @@ def _gather(batch, row, start, size, target, work, number):
         x_type = _field(batch, X_TYPE)
         _take(source, step, x_type, where, where_step, count, place, work, number)
         done += count
-    if _field(batch, EXTRAS):
-        _edit(batch, row, start, size, target, number)
 
 
-@inlined
-def _extra(batch, which):
-    return peek(_field(batch, EXTRAS) + 8 * which, np.int64)
-
-
-@_jit
-def _edits(batch, row, start, size):
-    """The range of the edits of the entries of a row from `start` on."""
-    kept_apart()
-    offsets, ids = _extra(batch, OFFSETS), _extra(batch, IDS)
-    if offsets == 0:
-        return 0, 0
-    end = peek(offsets + 8 * (row.index + 1), np.int64)
-    low, high = peek(offsets + 8 * row.index, np.int64), end
-    while low < high:
-        middle = low + (high - low) // 2
-        if peek(ids + 8 * middle, np.int64) < start:
-            low = middle + 1
-        else:
-            high = middle
-    high = low
-    while high < end and peek(ids + 8 * high, np.int64) < start + size:
-        high += 1
-    return low, high
-
-
-@_jit
-def _edit(batch, row, start, size, target, number):
-    """Edit entries that have been gathered, and mask them by bits."""
-    kept_apart()
-    first, last = _edits(batch, row, start, size)
-    for i in range(8 * first, 8 * last, 8):
-        place = target + (peek(_extra(batch, IDS) + i, np.int64) - start) * size_of(number)
-        y = np.float64(peek(place, number)) + peek(_extra(batch, BIAS) + i, np.float64)
-        penalty = peek(_extra(batch, PENALTY) + i, np.float64)
-        y = y / penalty if y > 0.0 else y * penalty
-        poke(place, number(y - peek(_extra(batch, REDUCTION) + i, np.float64)))
-    if _extra(batch, BITMASK) == 0:
-        return
-    i = 0
-    while i < size:
-        word = _word(batch, row, start + i)
-        end = min(i + 32 - (start + i) % 32, size)
-        while i < end:
-            if word == ALL_BITS:
-                i = end
-                break
-            if not word >> np.uint32((start + i) % 32) & ONE_BIT:
-                poke(target + i * size_of(number), number(-np.inf))
-            i += 1
-
-
-@inlined
-def _word(batch, row, i):
-    """The word of the mask of bits that holds that of an entry."""
-    words = _extra(batch, BITMASK) + row.index * _extra(batch, BITMASK_STEP)
-    return peek(words + i // 32 * 4, np.uint32)
-
-
-@_jit
-def _is_masked(batch, row, i):
-    kept_apart()
-    if _field(batch, MASKED) and peek(row.where + _entry(batch, i, WHERE), np.uint8) == 0:
-        return True
-    if _field(batch, EXTRAS) and _extra(batch, BITMASK):
-        return not _word(batch, row, i) >> np.uint32(i % 32) & ONE_BIT
-    return False
-
-
-@inlined
 def _source(batch, row, start, size, work, number):
-    """The address of a contiguous run of the entries of a row from `start` on."""
-    return _source_at(batch, row, start, size, work + ENTRIES, work, number)
+    """The address of a contiguous run of the entries of a row from `start` on.
+
+    What else but memory they come from is told by the type of `row`.
+    """
+    raise NotImplementedError
 
 
-@inlined
-def _source_at(batch, row, start, size, target, work, number):
-    """The same; the run is at `target` unless the entries are in memory as they are needed."""
+def _source_in_memory(batch, row, start, size, work, number):
     if _field(batch, NATIVE):
-        if not _field(batch, EXTRAS):
-            return row.x + start * size_of(number)
-        first, last = _edits(batch, row, start, size)
-        if first == last:
-            return row.x + start * size_of(number)
-    _gather(batch, row, start, size, target, work, number)
-    return target
+        return row.x + start * size_of(number)
+    _gather(batch, row, start, size, work + ENTRIES, work, number)
+    return work + ENTRIES
+
+
+@overload(_source)
+def _overload_source(batch, row, start, size, work, number):
+    return _source_in_memory if row.instance_class is Row else None
 
 
 @_jit
@@ -890,14 +813,13 @@ def _weighted_sum(blocks, state):
     return total[0] + total[1]
 
 
-@_jit
+@inlined
 def _row_rest(batch, row, scale, top, best, total, state, work, number):
     """total - 1 to full relative precision.
 
     A total below NEAR_ONE holds the maximum once, and no other term near 1. The block that has it
     is then summed again without.
     """
-    kept_apart()
     if not total < NEAR_ONE:
         return total - 1.0
     start = best * BLOCK
@@ -911,9 +833,10 @@ def _row_rest(batch, row, scale, top, best, total, state, work, number):
     return _weighted_sum(_blocks(_field(batch, COLS)), state)
 
 
-@inlined
+@_jit
 def _row_log_sum(batch, row, scale, top, best, total, state, work, number):
     """log(total) to full relative precision, however near to 1 `total` is."""
+    kept_apart()
     rest = _row_rest(batch, row, scale, top, best, total, state, work, number)
     return first_of(log_of_sum(splat(total), splat(rest)))
 
@@ -946,8 +869,10 @@ def _write_special(batch, row, start, size, plan, work, number):
         place = i * size_of(number)
         if shared:
             reached = peek(source + place, number) >= threshold
+        elif _field(batch, MASKED):
+            reached = peek(row.where + _entry(batch, start + i, WHERE), np.uint8) != 0
         else:
-            reached = not _is_masked(batch, row, start + i)
+            reached = True
         poke(work + TERMS + place, share if reached else rest)
     _scatter(batch, row, start, size, work + TERMS, work, number)
 

@@ -7,39 +7,36 @@ Outputs and lists are addresses, as batches are; 0 stands for none. Candidates, 
 are wanted, are two lists side by side: float64 values and int64 ids.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import overload
 
 from fastsoftmax._numba.kernels import (
     BLOCK,
     COLS,
     DIRECT,
+    ENTRIES,
     EXTRAS,
     FINITE,
     GROUP,
-    KIND,
     MASKED,
+    NATIVE,
     NONE,
     ONE,
-    ORDINARY,
-    REST,
-    SHARE,
-    SHARED,
     STREAMED,
     TERMS,
-    THRESHOLD,
-    UNDEFINED,
+    WHERE,
     ZERO,
     _add,
     _aligned,
     _blocks,
     _cached_jit,
     _count,
+    _entry,
     _exponentials,
     _field,
-    _is_masked,
+    _gather,
     _jit,
     _larger,
     _log_probabilities,
@@ -53,9 +50,7 @@ from fastsoftmax._numba.kernels import (
     _scale,
     _scatter,
     _source,
-    _source_at,
     _unbias,
-    _write_special,
 )
 from fastsoftmax._numba.vectors import (
     LANES,
@@ -85,11 +80,134 @@ from fastsoftmax._numba.vectors import (
 )
 
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of kernels.py.
-KERNELS = 0xBC5E3D74
+KERNELS = 0x917AF6DF
 
-RESIDUES = GROUP  # what a block's largest entries are bounded by
+# What a batch has that only scoring and sampling know: addresses, 0 for what there is not.
+BITMASK, BITMASK_STEP = map(np.int64, range(2))
+OFFSETS, IDS, BIAS, PENALTY, REDUCTION = map(np.int64, range(2, 7))  # of edits
+
+ONE_BIT, ALL_BITS = map(np.uint32, (1, 2**32 - 1))
+RESIDUES = np.int64(GROUP)  # what a block's largest entries are bounded by
 STEPS = 64  # of a selection before it sorts instead
 AT_ONCE = 4 * LANES  # entries that are looked at together
+
+
+# --------------------------------------------------------------------------------------------------
+# The source
+
+
+class Logits(NamedTuple):
+    """A row that may have edits and a mask of bits: its number, and addresses as of `Row`."""
+
+    index: int
+    x: int
+    out: int
+    where: int
+    temperature: int
+
+
+@inlined
+def _logits(batch, r):
+    """The row of a number."""
+    row = _row(batch, r)
+    return Logits(r, row.x, row.out, row.where, row.temperature)
+
+
+def _edited_source(batch, row, start, size, work, number):
+    return _source_at(batch, row, start, size, work + ENTRIES, work, number)
+
+
+@overload(_source)
+def _overload_source(batch, row, start, size, work, number):
+    return _edited_source if row.instance_class is Logits else None
+
+
+@inlined
+def _source_at(batch, row, start, size, target, work, number):
+    """As `_source`; the run is at `target` unless it is in memory as it is needed."""
+    if _field(batch, NATIVE):
+        if not _field(batch, EXTRAS):
+            return row.x + start * size_of(number)
+        first, last = _edits(batch, row, start, size)
+        if first == last:
+            return row.x + start * size_of(number)
+    _gather(batch, row, start, size, target, work, number)
+    if _field(batch, EXTRAS):
+        _edit(batch, row, start, size, target, number)
+    return target
+
+
+@inlined
+def _extra(batch, which):
+    return peek(_field(batch, EXTRAS) + 8 * which, np.int64)
+
+
+@_jit
+def _edits(batch, row, start, size):
+    """The range of the edits of the entries of a row from `start` on."""
+    kept_apart()
+    offsets, ids = _extra(batch, OFFSETS), _extra(batch, IDS)
+    if offsets == 0:
+        return 0, 0
+    end = peek(offsets + 8 * (row.index + 1), np.int64)
+    low, high = peek(offsets + 8 * row.index, np.int64), end
+    while low < high:
+        middle = low + (high - low) // 2
+        if peek(ids + 8 * middle, np.int64) < start:
+            low = middle + 1
+        else:
+            high = middle
+    high = low
+    while high < end and peek(ids + 8 * high, np.int64) < start + size:
+        high += 1
+    return low, high
+
+
+@_jit
+def _edit(batch, row, start, size, target, number):
+    """Edit entries that have been gathered, and mask them by bits."""
+    kept_apart()
+    first, last = _edits(batch, row, start, size)
+    for i in range(8 * first, 8 * last, 8):
+        place = target + (peek(_extra(batch, IDS) + i, np.int64) - start) * size_of(number)
+        y = np.float64(peek(place, number)) + peek(_extra(batch, BIAS) + i, np.float64)
+        penalty = peek(_extra(batch, PENALTY) + i, np.float64)
+        y = y / penalty if y > 0.0 else y * penalty
+        poke(place, number(y - peek(_extra(batch, REDUCTION) + i, np.float64)))
+    if _extra(batch, BITMASK) == 0:
+        return
+    i = 0
+    while i < size:
+        word = _word(batch, row, start + i)
+        end = min(i + 32 - (start + i) % 32, size)
+        while i < end:
+            if word == ALL_BITS:
+                i = end
+                break
+            if not word >> np.uint32((start + i) % 32) & ONE_BIT:
+                poke(target + i * size_of(number), number(-np.inf))
+            i += 1
+
+
+@inlined
+def _word(batch, row, i):
+    """The word of the mask of bits that holds that of an entry."""
+    words = _extra(batch, BITMASK) + row.index * _extra(batch, BITMASK_STEP)
+    return peek(words + i // 32 * 4, np.uint32)
+
+
+@_jit
+def _is_masked(batch, row, i):
+    kept_apart()
+    if _field(batch, MASKED) and peek(row.where + _entry(batch, i, WHERE), np.uint8) == 0:
+        return True
+    if _field(batch, EXTRAS) and _extra(batch, BITMASK):
+        return not _word(batch, row, i) >> np.uint32(i % 32) & ONE_BIT
+    return False
+
+
+# --------------------------------------------------------------------------------------------------
+# A row
 
 
 class Scored(NamedTuple):
@@ -262,7 +380,7 @@ def token_logprobs(
             poke(mean + 8 * r, np.nan)
         if not wanted:
             continue
-        row = _row(batch, r)
+        row = _logits(batch, r)
         scale = _scale_of(row, scale, number)
         for j in range(0, 8 * count, 8):
             i = peek(row_ids + j, np.int64)
@@ -546,7 +664,7 @@ def topk(workspace, row_state, table, k, ids, logprobs, values, indices, begin, 
     scale = _read_scale(1.0, number)
     c = Candidates(values, indices)
     for r in range(begin, end):
-        row = _row(batch, r)
+        row = _logits(batch, r)
         scale = _scale_of(row, scale, number)
         best = Best(0, -np.inf)
         for b in range(_blocks(_field(batch, COLS))):
@@ -658,7 +776,7 @@ def moments(workspace, row_state, table, out, sums, begin, end):
     scale = _read_scale(1.0, number)
     blocks = _blocks(_field(batch, COLS))
     for r in range(begin, end):
-        row, result = _row(batch, r), out + 32 * r
+        row, result = _logits(batch, r), out + 32 * r
         scale = _scale_of(row, scale, number)
         # Below, squares of distances that count would not be normal numbers of float32.
         narrow = scale.kind == FINITE and (size_of(number) == 8 or scale.temperature > 1e-20)
@@ -758,15 +876,6 @@ def _divergence(p, q, size, p_top, q_top, p_scale, q_scale):
     )
 
 
-@inlined
-def _log_term(x, top, scale):
-    """The logarithm of a term, or its limits."""
-    if scale.kind == FINITE:
-        shrink = np.float64(scale.shrink)
-        return (x * shrink - top * shrink) / (scale.temperature * shrink)
-    return 0.0 if x >= _threshold(scale, top) else -np.inf
-
-
 @_jit
 def _top_of_row(batch, row, work):
     """The largest entry in float64; NaN in a row without a distribution."""
@@ -795,16 +904,17 @@ def _limit_divergence(p_batch, q_batch, p, q, p_scale, q_scale, q_entries, work)
         x = _source(p_batch, p, start, size, work, np.float64)
         y = _source_at(q_batch, q, start, size, q_entries, work, np.float64)
         for i in range(0, 8 * size, 8):
-            log_p = _log_term(peek(x + i, np.float64), p_top, p_scale)
-            log_q = _log_term(peek(y + i, np.float64), q_top, q_scale)
-            term = math.exp(log_p)
+            p_x, q_x = peek(x + i, np.float64), peek(y + i, np.float64)
+            log_p = _log_probability(p_x, p_scale, p_top, 0.0)
+            log_q = _log_probability(q_x, q_scale, q_top, 0.0)
+            term = _weight(p_x - p_top, p_scale)
             p_sum += term
-            q_sum += math.exp(log_q)
+            q_sum += _weight(q_x - q_top, q_scale)
             if log_p > -np.inf:
                 if not log_q > -np.inf:
                     return np.inf
                 cross += term * (log_p - log_q)
-    return cross / p_sum + math.log(q_sum) - math.log(p_sum)
+    return cross / p_sum + _log1p(q_sum - 1.0) - _log1p(p_sum - 1.0)
 
 
 @inlined
@@ -840,7 +950,7 @@ def kl_divergence(workspace, p_table, q_table, out, q_entries, begin, end):
     cols, sums = _field(p_batch, COLS), q_entries + 8 * (BLOCK + LANES)
     p_scale = q_scale = _read_scale(1.0, number)
     for r in range(begin, end):
-        p, q = _row(p_batch, r), _row(q_batch, r)
+        p, q = _logits(p_batch, r), _logits(q_batch, r)
         p_scale, q_scale = _scale_of(p, p_scale, number), _scale_of(q, q_scale, number)
         if p_scale.kind != FINITE or q_scale.kind != FINITE:
             result = _limit_divergence(p_batch, q_batch, p, q, p_scale, q_scale, q_entries, work)
@@ -906,7 +1016,7 @@ def reduce(workspace, row_state, table, maximum, rest, begin, end):
     batch, work, state = _open(workspace, row_state, table)
     scale = _read_scale(1.0, number)
     for r in range(begin, end):
-        row = _row(batch, r)
+        row = _logits(batch, r)
         scale = _scale_of(row, scale, number)
         for b in range(_blocks(_field(batch, COLS))):
             _reduce_block(batch, row, scale, b, state, work, number)
@@ -916,42 +1026,51 @@ def reduce(workspace, row_state, table, maximum, rest, begin, end):
         poke(rest + 8 * r, scored.rest)
 
 
+@_jit
+def _write_limit(batch, row, scale, start, size, top, rest, log, work, number):
+    """The output of a part of a row at a limit of the temperature, or of one that has none."""
+    kept_apart()
+    source, share = _source(batch, row, start, size, work, number), np.nan
+    if abs(top) < np.inf:
+        share = 0.0 - _log1p(rest) if log else 1.0 / (1.0 + rest)
+    for i in range(size):
+        place = i * size_of(number)
+        if share == share:
+            counts = np.float64(peek(source + place, number)) >= _threshold(scale, top)
+        else:
+            counts = not _is_masked(batch, row, start + i)
+        poke(work + TERMS + place, number(share if counts else -np.inf if log else 0.0))
+    _scatter(batch, row, start, size, work + TERMS, work, number)
+
+
 @_cached_jit
-def normalize(workspace, row_state, table, maximum, rest, log, begin, end):
+def normalize(workspace, table, maximum, rest, log, begin, end):
     """Probabilities of the entries of the rows [begin, end), or the logarithms of these.
 
     Parameters
     ----------
-    workspace, row_state, table
-        As of `kernels.softmax`, without room for terms.
+    workspace, table
+        As of `kernels.softmax`.
     maximum, rest : int
         As `Backend.normalize` has them.
     log : bool
     begin, end : int
     """
     number = workspace.dtype.type
-    batch, work, state = _open(workspace, row_state, table)
+    batch, work = np.int64(table.ctypes.data), _aligned(workspace.ctypes.data)
     scale = _read_scale(1.0, number)
     streamed = _field(batch, STREAMED) * _field(batch, DIRECT)
     for r in range(begin, end):
-        row = _row(batch, r)
+        row = _logits(batch, r)
         scale = _scale_of(row, scale, number)
         top, others = peek(maximum + 8 * r, np.float64), peek(rest + 8 * r, np.float64)
         log_sum, probability = _log1p(others), 1.0 / (1.0 + others)
-        kind, share = ORDINARY, 0.0
-        if not abs(top) < np.inf:
-            kind, share = UNDEFINED, np.nan
-        elif scale.kind != FINITE:
-            kind, share = SHARED, 0.0 - log_sum if log else probability
-        poke(state.plan + 8 * KIND, kind)
-        poke(state.plan + 8 * SHARE, share)
-        poke(state.plan + 8 * REST, -np.inf if log else 0.0)
-        poke(state.plan + 8 * THRESHOLD, _threshold(scale, top))
+        special = not abs(top) < np.inf or scale.kind != FINITE
         for b in range(_blocks(_field(batch, COLS))):
             start = b * BLOCK
             size = min(BLOCK, _field(batch, COLS) - start)
-            if kind != ORDINARY:
-                _write_special(batch, row, start, size, state.plan, work, number)
+            if special:
+                _write_limit(batch, row, scale, start, size, top, others, log, work, number)
                 continue
             source, target = _source(batch, row, start, size, work, number), work + TERMS
             if _field(batch, DIRECT):
