@@ -12,11 +12,13 @@ except ModuleNotFoundError as cause:
         'the numba backend needs numba: pip install "fastsoftmax[numba]"', name=cause.name
     ) from cause
 
-from fastsoftmax._backends._numba_call import TYPES, Call, address, scratch, sizes
+from fastsoftmax._backends._numba_call import Call, SmallCall, contiguous_address, scratch
 from fastsoftmax._backends._numba_scoring import NumbaScoring
 from fastsoftmax._backends._protocol import Array, Batch
 from fastsoftmax._numba import kernels
 from fastsoftmax._ops import OPS
+
+_SMALL_CALLS = 64  # that each thread keeps
 
 
 class _SplitRow:
@@ -62,8 +64,7 @@ class NumbaBackend(NumbaScoring):
         self._kernels[op](work, state, call.table, begin, end)
 
     def run_small(self, op: str, x: Array, temperature: float, out: Array | None) -> Array | None:
-        dtype, shape, itemsize = x.dtype, x.shape, x.itemsize
-        flags, reduces = x.flags, OPS[op].reduces
+        dtype, shape, flags, reduces = x.dtype, x.shape, x.flags, OPS[op].reduces
         if (
             dtype.char not in "efd"
             or not dtype.isnative
@@ -82,34 +83,19 @@ class NumbaBackend(NumbaScoring):
             or not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable)
         ):
             return None
-        source, target = address(x), address(out)
+        source, target = contiguous_address(x), contiguous_address(out)
         apart = source >= target + out.nbytes or target >= source + x.nbytes
         # The output may be the input, and overlap it in no other way.
         if not apart and (source != target or reduces):
             return None
-        cols = shape[-1]
-        rows, code, arithmetic = x.size // cols, TYPES[dtype.char], max(itemsize, 4)
-        step = cols * itemsize
-        along, across = (0, itemsize) if reduces else (itemsize, step)
-        by_columns = cols <= kernels.SHORT
-        native = itemsize == arithmetic
-        # As the table of a batch; the temperature is its last entry.
-        header = (1, 1, cols, source, target, 0, 0, code, code, False)
-        axes = (rows, step, across, step, 0, cols, itemsize, along, itemsize, 0)
-        table = np.array(
-            (*header, native, native and not reduces, False, by_columns, 0, *axes, 0),
-            dtype=np.int64,
-        )
-        table[6] = address(table) + table.nbytes - 8
-        table.view(np.float64)[-1] = temperature
-        work, state = sizes(cols, arithmetic, by_columns, op == "softmax")
-        self._kernels[op](
-            scratch.array("workspace", work, np.float64 if arithmetic == 8 else np.float32),
-            scratch.array("row", state, np.uint8),
-            table,
-            0,
-            rows,
-        )
+        # Taken out meanwhile: a signal handler may call for the same shape.
+        calls, key = scratch.small, (op, dtype.char, shape)
+        call = calls.pop(key, None) or SmallCall(*key)
+        call.set(source, target, temperature)
+        self._kernels[op](call.workspace, call.row_state, call.table, 0, call.rows)
+        if len(calls) >= _SMALL_CALLS:
+            calls.clear()
+        calls[key] = call
         return out
 
     def split(self, op: str, batch: Batch, out: Array, row: int) -> _SplitRow:
@@ -125,7 +111,7 @@ class NumbaBackend(NumbaScoring):
         """The same for the operations of `OPS` and one type."""
         batch = Batch(np.zeros((1, 1), dtype), 1, np.ones(1))
         for name, op in OPS.items():
-            out = np.empty(1 if op.reduces else (1, 1), dtype)
+            out: Array = np.empty(1 if op.reduces else (1, 1), dtype)
             self.run(name, batch, out, 0, 1)
             row = self.split(name, batch, out, 0)
             row.reduce(0, 1)

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from ctypes import addressof, c_char
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from fastsoftmax._backends._protocol import Array, Batch
 from fastsoftmax._numba import kernels, vectors
+from fastsoftmax._ops import OPS
 
 # By the character of a dtype, which is quicker to have than its name. "E" is ml_dtypes.bfloat16.
 TYPES = {"e": vectors.F16, "E": vectors.BF16, "f": vectors.F32, "d": vectors.F64}
@@ -16,11 +18,28 @@ TYPES = {"e": vectors.F16, "E": vectors.BF16, "f": vectors.F32, "d": vectors.F64
 _STREAMED = 1 << 22
 
 
+def address(a: Array | None) -> int:
+    """The address of an array of any layout; 0 for None."""
+    if a is None:
+        return 0
+    place: int = a.__array_interface__["data"][0]
+    return place
+
+
+def contiguous_address(a: Any) -> int:
+    """The address of a contiguous array of a type that NumPy has, in fewer steps."""
+    try:
+        return addressof(c_char.from_buffer(a))
+    except TypeError:  # it is read-only
+        return address(a)
+
+
 class _Scratch(threading.local):
     """Memory of each thread, kept between calls."""
 
     def __init__(self) -> None:
         self._arrays: dict[tuple[str, Any], Array] = {}
+        self.small: dict[tuple[str, str, tuple[int, ...]], SmallCall] = {}
 
     def array(self, use: str, size: int, dtype: Any) -> Array:
         """Memory for a use, of at least so many bytes."""
@@ -31,20 +50,12 @@ class _Scratch(threading.local):
             a = self._arrays[key] = np.empty(-(-size // np.dtype(dtype).itemsize), dtype)
         return a
 
-    def room(self, size: int) -> int:
-        """The address of so many bytes for what an operation has beside."""
-        return address(self.array("room", size, np.float64))
+    def room(self, size: int) -> Array:
+        """Memory for what an operation has beside; it lives no longer than the array is kept."""
+        return self.array("room", size, np.float64)
 
 
 scratch = _Scratch()
-
-
-def address(a: Array | None) -> int:
-    """The address of an array of any layout; 0 for None."""
-    if a is None:
-        return 0
-    place: int = a.__array_interface__["data"][0]
-    return place
 
 
 @lru_cache(maxsize=64)
@@ -141,3 +152,41 @@ class Call:
 
     def _sizes(self, by_columns: bool, keeps: bool = False) -> tuple[int, int]:
         return sizes(self.cols, np.dtype(self.dtype).itemsize, by_columns, keeps)
+
+
+class SmallCall:
+    """The same for contiguous arrays of one shape and dtype, whose calls differ by little.
+
+    Parameters
+    ----------
+    op : str
+    char : str
+        The character of the dtype.
+    shape : tuple of int
+    """
+
+    def __init__(self, op: str, char: str, shape: tuple[int, ...]) -> None:
+        reduces, cols = OPS[op].reduces, shape[-1]
+        self.rows, itemsize = math.prod(shape) // cols, np.dtype(char).itemsize
+        arithmetic = max(itemsize, 4)
+        native, by_columns, step = itemsize == arithmetic, cols <= kernels.SHORT, cols * itemsize
+        along, across = (0, itemsize) if reduces else (itemsize, step)
+        code = TYPES[char]
+        # The addresses come with a call; the temperature is the last entry.
+        header = (1, 1, cols, 0, 0, 0, 0, code, code, False)
+        flags = (native, native and not reduces, False, by_columns, 0)
+        axes = (self.rows, step, across, step, 0, cols, itemsize, along, itemsize, 0)
+        self.table = np.array((*header, *flags, *axes, 0), dtype=np.int64)
+        self.table[6] = address(self.table) + self.table.nbytes - 8
+        self._numbers = self.table.view(np.float64)
+        work, _ = sizes(cols, arithmetic, by_columns, False)
+        # As much as most calls need, so that these share one array and keep no smaller ones alive.
+        _, state = sizes(max(cols, kernels.KEPT), arithmetic, False, True)
+        self.workspace = scratch.array(
+            "workspace", work, np.float64 if arithmetic == 8 else np.float32
+        )
+        self.row_state = scratch.array("row", state, np.uint8)
+
+    def set(self, source: int, target: int, temperature: float) -> None:
+        self.table[3], self.table[4] = source, target
+        self._numbers[-1] = temperature

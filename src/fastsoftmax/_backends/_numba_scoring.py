@@ -22,6 +22,7 @@ class NumbaScoring:
         from fastsoftmax._numba import scoring
 
         call, count = Call(batch), ids.shape[1]
+        room = scratch.room(8 * count)
         scoring.token_logprobs(
             call.workspace(),
             call.row_state(),
@@ -31,7 +32,7 @@ class NumbaScoring:
             address(logprobs),
             address(ranks),
             address(mean),
-            scratch.room(8 * count),
+            address(room),
             begin,
             end,
         )
@@ -50,8 +51,8 @@ class NumbaScoring:
             k,
             address(ids),
             address(logprobs),
-            room,
-            room + size,
+            address(room),
+            address(room) + size,
             begin,
             end,
         )
@@ -62,7 +63,7 @@ class NumbaScoring:
         call = Call(batch)
         room = scratch.room(scoring.moments_room(call.cols))
         scoring.moments(
-            call.workspace(), call.row_state(), call.table, address(out), room, begin, end
+            call.workspace(), call.row_state(), call.table, address(out), address(room), begin, end
         )
 
     def kl_divergence(self, p: Batch, q: Batch, out: Float64, begin: int, end: int) -> None:
@@ -71,7 +72,7 @@ class NumbaScoring:
         p_call, q_call = Call(p, wide=True), Call(q, wide=True)
         room = scratch.room(scoring.divergence_room(p_call.cols))
         scoring.kl_divergence(
-            p_call.workspace(), p_call.table, q_call.table, address(out), room, begin, end
+            p_call.workspace(), p_call.table, q_call.table, address(out), address(room), begin, end
         )
 
     def reduce(self, batch: Batch, maximum: Float64, rest: Float64, begin: int, end: int) -> None:
@@ -125,6 +126,7 @@ class NumbaScoring:
         from fastsoftmax._numba import sampling
 
         call = Call(batch)
+        room, capacity = _room(call, filters)
         sampling.sample(
             call.workspace(),
             call.table,
@@ -134,7 +136,8 @@ class NumbaScoring:
             replace,
             address(ids),
             address(logprobs),
-            *_room(call, filters),
+            address(room),
+            capacity,
             begin,
             end,
         )
@@ -145,6 +148,7 @@ class NumbaScoring:
         from fastsoftmax._numba import sampling
 
         call = Call(batch)
+        room, capacity = _room(call, filters)
         sampling.survivors(
             call.workspace(),
             call.table,
@@ -153,7 +157,8 @@ class NumbaScoring:
             0,
             0,
             0,
-            *_room(call, filters),
+            address(room),
+            capacity,
             begin,
             end,
         )
@@ -171,6 +176,7 @@ class NumbaScoring:
         from fastsoftmax._numba import sampling
 
         call = Call(batch)
+        room, capacity = _room(call, filters)
         sampling.survivors(
             call.workspace(),
             call.table,
@@ -179,7 +185,8 @@ class NumbaScoring:
             address(offsets),
             address(ids),
             address(logprobs),
-            *_room(call, filters),
+            address(room),
+            capacity,
             begin,
             end,
         )
@@ -203,8 +210,8 @@ def _addresses(filters: Filters) -> tuple[int, int, int]:
     return address(filters.top_k), address(filters.top_p), address(filters.min_p)
 
 
-def _room(call: Call, filters: Filters) -> tuple[int, int]:
-    """The address of memory to sample in, and how many candidates it has room for."""
+def _room(call: Call, filters: Filters) -> tuple[Array, int]:
+    """Memory to sample in, and how many candidates it has room for."""
     from fastsoftmax._numba import sampling
 
     top_k = filters.top_k
