@@ -58,7 +58,7 @@ from fastsoftmax._numba.vectors import (
     any_of,
     choose,
     convert,
-    count_bits,
+    counted,
     exp2,
     fence,
     first_of,
@@ -71,16 +71,18 @@ from fastsoftmax._numba.vectors import (
     load_part,
     log_of_sum,
     lowest_bit,
+    no_counts,
     peek,
     poke,
     size_of,
     splat,
     store,
+    sum_counts,
     sum_lanes,
 )
 
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of kernels.py.
-KERNELS = 0x917AF6DF
+KERNELS = 0x186F5B9F
 
 # What a batch has that only scoring and sampling know: addresses, 0 for what there is not.
 BITMASK, BITMASK_STEP = map(np.int64, range(2))
@@ -317,16 +319,18 @@ def _load_at(source, i, size, number):
 def _count_above(source, size, than, number):
     """How many entries are above `than`."""
     kept_apart()
-    count, i = 0, 0
-    while i + AT_ONCE <= size:
-        place = source + i * size_of(number)
-        for j in range(0, AT_ONCE, LANES):
-            count += count_bits(lanes_of(load(place + j * size_of(number), number) > than))
-        i += AT_ONCE
-    while i < size:
-        count += count_bits(lanes_of(_load_at(source, i, size, number) > than))
-        i += LANES
-    return count
+    a = b = no_counts(number)
+    step = LANES * size_of(number)
+    while size >= 2 * LANES:
+        a = counted(a, load(source, number) > than)
+        b = counted(b, load(source + step, number) > than)
+        source += 2 * step
+        size -= 2 * LANES
+    while size > 0:
+        a = counted(a, _load_at(source, NONE, size, number) > than)
+        source += step
+        size -= LANES
+    return sum_counts(a) + sum_counts(b)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -337,13 +341,12 @@ def _count_above(source, size, than, number):
 def _finite_sum(source, size, number):
     """The sum of the entries above -inf, and how many there are."""
     kept_apart()
-    total, count = splat(0.0), 0
+    total, count = splat(0.0), no_counts(number)
     for i in range(0, size, LANES):
         x = _load_at(source, i, size, number)
-        finite = x > -np.inf
-        total = total + convert(choose(finite, x, 0.0), np.float64)
-        count += count_bits(lanes_of(finite))
-    return sum_lanes(total, splat(0.0))[0], count
+        total = total + convert(choose(x > -np.inf, x, 0.0), np.float64)
+        count = counted(count, x > -np.inf)
+    return sum_lanes(total, splat(0.0))[0], sum_counts(count)
 
 
 @_cached_jit

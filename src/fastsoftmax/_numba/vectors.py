@@ -268,9 +268,22 @@ def lanes_of(code, condition):
     return code.zext(code.bitcast(condition, ir.IntType(LANES)), INT64)
 
 
-@_instruction(lambda bits: types.int64)
-def count_bits(code, bits):
-    return code.ctpop(bits)
+@_instruction(lambda number: Vector(_SAME_SIZE[number.instance_type]))
+def no_counts(code, _):
+    """A count of 0 for each lane, as `counted` takes it for vectors of a type."""
+    return ir.Constant(code.result, [0] * LANES)
+
+
+@_instruction(lambda counts, condition: counts)
+def counted(code, counts, condition):
+    """Counts with one more in the lanes in which a condition holds."""
+    return code.sub(counts, code.sext(condition, code.result))
+
+
+@_instruction(lambda counts: types.int64)
+def sum_counts(code, counts):
+    name = f"vector.reduce.add.v{LANES}i{counts.type.element.width}"
+    return code.sext(code.call_llvm(name, counts.type.element, [counts]), INT64)
 
 
 @_instruction(lambda bits: types.int64)
