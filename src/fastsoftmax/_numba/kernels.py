@@ -38,6 +38,7 @@ from fastsoftmax._numba.vectors import (
     choose,
     convert,
     copy_bytes,
+    counted,
     exp2,
     fence,
     first_of,
@@ -50,6 +51,7 @@ from fastsoftmax._numba.vectors import (
     load_columns,
     load_part,
     log_of_sum,
+    no_counts,
     peek,
     poke,
     prefetch,
@@ -60,6 +62,7 @@ from fastsoftmax._numba.vectors import (
     store_columns,
     store_part,
     stream,
+    sum_counts,
     sum_lanes,
     to_odd,
     with_masked,
@@ -845,13 +848,16 @@ def _row_log_sum(batch, row, scale, top, best, total, state, work, number):
 def _count(batch, row, threshold, work, number):
     """How many entries of a row reach a threshold."""
     kept_apart()
-    count = 0
+    count = no_counts(np.float64)
     for start in range(0, _field(batch, COLS), BLOCK):
         size = min(BLOCK, _field(batch, COLS) - start)
         source = _source(batch, row, start, size, work, number)
-        for i in range(size):
-            count += peek(source + i * size_of(number), number) >= threshold
-    return np.float64(count)
+        while size > 0:
+            x = load_part(source, size, np.nan, number)
+            count = counted(count, convert(x, np.float64) >= threshold)
+            source += LANES * size_of(number)
+            size -= LANES
+    return np.float64(sum_counts(count))
 
 
 @_jit
