@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
 from fastsoftmax._numba.vectors import (
     BF16,
@@ -309,6 +309,7 @@ def _column_state(work, column, cols, itemsize):
     return RowState(weights, weights + size, NONE, NONE, NONE)
 
 
+@register_jitable
 def workspace_size(cols: int, itemsize: int, by_columns: bool) -> int:
     """Bytes of the workspace of a call."""
     size = CHUNKS + CACHE_LINE
@@ -320,6 +321,7 @@ def workspace_size(cols: int, itemsize: int, by_columns: bool) -> int:
     return size
 
 
+@register_jitable
 def row_state_size(cols: int, itemsize: int, keeps: bool) -> int:
     """Bytes of the state of a row."""
     blocks = -(-cols // BLOCK)

@@ -13,6 +13,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import register_jitable
 
 from fastsoftmax._numba.kernels import (
     BLOCK,
@@ -85,7 +86,7 @@ from fastsoftmax._numba.vectors import (
 )
 
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of scoring.py.
-SCORING = 0x8C1336D8
+SCORING = 0x2960D6D2
 
 BINS = 256  # ranges of logits
 FEW = 48  # candidates that are sorted
@@ -153,11 +154,13 @@ def _room_at(address, cols, capacity):
     )
 
 
+@register_jitable
 def capacity(cols: int, top_k: int) -> int:
     """How many candidates there must be room for, for values of top-k up to one below `cols`."""
     return max(cols, best_room(top_k)) + LANES
 
 
+@register_jitable
 def room_size(cols: int, capacity: int) -> int:
     """Bytes of the memory for one row."""
     blocks = 24 * (-(-cols // BLOCK) + LANES)

@@ -10,7 +10,7 @@ are wanted, are two lists side by side: float64 values and int64 ids.
 from typing import NamedTuple
 
 import numpy as np
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
 from fastsoftmax._numba.kernels import (
     BLOCK,
@@ -82,7 +82,7 @@ from fastsoftmax._numba.vectors import (
 )
 
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of kernels.py.
-KERNELS = 0x8CEA00E0
+KERNELS = 0x545AE846
 
 # What a batch has that only scoring and sampling know: addresses, 0 for what there is not.
 BITMASK, BITMASK_STEP = map(np.int64, range(2))
@@ -652,6 +652,7 @@ def _prune(best, k, c):
     return Best(k, _select(c, best.count, k))
 
 
+@register_jitable
 def best_room(k: int) -> int:
     """How many candidates there must be room for to find the k largest."""
     return 2 * k + 2 * BLOCK
@@ -765,6 +766,7 @@ def _wide_moments(source, size, top, scale, number):
     return zeroth, first, second
 
 
+@register_jitable
 def moments_room(cols: int) -> int:
     """Bytes of four numbers of float64 for each block."""
     return 32 * -(-cols // BLOCK)
