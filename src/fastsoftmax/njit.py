@@ -137,7 +137,8 @@ def _overload_temperatures(temperature, rows, table):
 def _prepare(x, temperature, more):
     """The table of a batch, with room for `more` numbers of 8 bytes behind it from `_SIZE` on."""
     rows, cols, across, along = _layout(x)
-    table = np.zeros(_SIZE + more, np.int64)
+    table = np.empty(_SIZE + more, np.int64)
+    table[:_SIZE] = 0
     address, step = _temperatures(temperature, rows, table)
     table[0] = table[1] = 1
     table[2] = cols
