@@ -1,12 +1,16 @@
 """Kernels that draw from rows: temperature, top-k, top-p, min-p and the draw.
 
-A row is read once and a little more. Weights exp((x - max)/T) and their sums are float64 whatever
-the logits are, so that every implementation that does the same draws the same. With top-k or min-p
-they are needed for some candidates only, and the read looks for these and the maximum. Otherwise
-blocks are summed, and a uniform picks a block by the prefix of the sums and then an entry within
-it. For top-p, entries below (1 - top_p)/vocab of the mass cannot be needed: all of them together
-are less than what may be left out. The crossing entry is found among the others by the masses of
-equal ranges of logits, narrowed until few are left: linear for any input.
+A row is read once and a little more. What is drawn is decided by weights exp((x - max)/T) and sums
+of them in float64 whatever the logits are, so that every implementation that does the same draws
+the same. With top-k or min-p weights are needed for some candidates only, and the read looks for
+these and the maximum. Otherwise blocks are summed, and a uniform picks a block by the prefix of the
+sums and then an entry within it. For top-p, entries below (1 - top_p)/vocab of the mass cannot be
+needed: all of them together are less than what may be left out. The crossing entry is found among
+the others by the masses of equal ranges of logits, narrowed until few are left: linear for any
+input.
+
+Blocks of float32 are summed in float32 at first, as by every other operation. A decision that the
+error of these sums could change is taken again with exact ones, which is rare.
 """
 
 import math
@@ -23,9 +27,9 @@ from fastsoftmax._numba.kernels import (
     FINITE,
     LAST,
     NONE,
-    TERMS,
     X_TYPE,
     ZERO,
+    RowState,
     X,
     _add,
     _aligned,
@@ -39,11 +43,12 @@ from fastsoftmax._numba.kernels import (
     _larger,
     _maximum,
     _read_scale,
+    _reduce_block,
     _source,
-    _sum,
     _take,
 )
 from fastsoftmax._numba.scoring import (
+    AT_ONCE,
     Best,
     Candidates,
     _count_above,
@@ -74,6 +79,7 @@ from fastsoftmax._numba.vectors import (
     kept_apart,
     largest,
     load,
+    load_part,
     no_counts,
     peek,
     poke,
@@ -88,8 +94,9 @@ from fastsoftmax._numba.vectors import (
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of scoring.py.
 SCORING = 0x2960D6D2
 
-BINS = 256  # ranges of logits
+BINS = 1024  # ranges of logits
 FEW = 48  # candidates that are sorted
+DOUBT = 2.0**-21  # relative error of sums in float32: of a term, and of an addition
 AHEAD = 4 * BLOCK  # entries: a read that does little has to ask earlier
 LEAST_F32, LEAST_F64 = (float(np.finfo(number).min) for number in (np.float32, np.float64))
 
@@ -105,7 +112,7 @@ class Room(NamedTuple):
     tops: int
     sums: int
     masses: int
-    bins: int  # four numbers for each
+    bins: int
     few: Candidates
     few_weights: int
     block: int  # its entries in float64
@@ -126,6 +133,7 @@ class Draw(NamedTuple):
 
     special: bool  # there is no distribution
     plain: bool  # all entries above -infinity are left, and there are no candidates
+    exact: bool  # whether the sums of blocks are as exact as weights
     count: int  # of survivors among the candidates
     top: float
     total: float  # of the weights of what is left
@@ -137,7 +145,7 @@ def _room_at(address, cols, capacity):
     each, block = 8 * (_blocks(cols) + LANES), 8 * (BLOCK + LANES)
     tops = _aligned(address)
     bins = tops + 3 * each
-    few = bins + 32 * BINS
+    few = bins + 8 * BINS
     entries = few + 24 * FEW
     weights = entries + block
     values = weights + 8 * capacity
@@ -164,7 +172,7 @@ def capacity(cols: int, top_k: int) -> int:
 def room_size(cols: int, capacity: int) -> int:
     """Bytes of the memory for one row."""
     blocks = 24 * (-(-cols // BLOCK) + LANES)
-    return CACHE_LINE + blocks + 32 * BINS + 24 * FEW + 8 * (BLOCK + LANES) + 24 * capacity
+    return CACHE_LINE + blocks + 8 * BINS + 24 * FEW + 8 * (BLOCK + LANES) + 24 * capacity
 
 
 # --------------------------------------------------------------------------------------------------
@@ -251,26 +259,52 @@ def _block_entries(batch, row, b, room, work, number):
     return size
 
 
-@inlined
+@_jit
 def _mass(weights, count):
     """The sum of weights."""
-    total = 0.0
-    for i in range(count):
-        total += peek(weights + 8 * i, np.float64)
-    return total
+    kept_apart()
+    a = b = splat(0.0)
+    while count >= 2 * LANES:
+        a = a + load(weights, np.float64)
+        b = b + load(weights + 8 * LANES, np.float64)
+        weights += 16 * LANES
+        count -= 2 * LANES
+    while count > 0:
+        a = a + load_part(weights, count, 0.0, np.float64)
+        weights += 8 * LANES
+        count -= LANES
+    return sum_lanes(a + b, splat(0.0))[0]
+
+
+@_jit
+def _sum_exactly(batch, row, scale, room, work, number):
+    """Set the sums of the blocks in float64."""
+    kept_apart()
+    cols = _field(batch, COLS)
+    for b in range(_blocks(cols)):
+        size = min(BLOCK, cols - b * BLOCK)
+        source = _source(batch, row, b * BLOCK, size, work, number)
+        top = peek(room.tops + 8 * b, np.float64)
+        poke(room.sums + 8 * b, _wide_sum(source, size, top, scale, number))
 
 
 # --------------------------------------------------------------------------------------------------
 # Filters
 
 
+@inlined
+def _least_at(top, distance, number):
+    """What is not below this is at most so far below the maximum, with a margin for the rounding of
+    the threshold: what is too much is left out later."""
+    exact = top - distance - 1e-6 * (abs(top) + distance)
+    return number(max(exact, LEAST_F32 if size_of(number) == 4 else LEAST_F64))
+
+
 @_jit
 def _take_near(batch, row, top, distance, room, work, number):
     """Candidates of what is at most so far below the maximum; returns how many."""
     kept_apart()
-    # A margin for the rounding of the threshold; what is too much is left out later.
-    exact = top - distance - 1e-6 * (abs(top) + distance)
-    least = number(max(exact, LEAST_F32 if size_of(number) == 4 else LEAST_F64))
+    least = _least_at(top, distance, number)
     count, above = NONE, number(-np.inf)
     for b in range(_blocks(_field(batch, COLS))):
         if peek(room.tops + 8 * b, np.float64) >= least:
@@ -288,20 +322,21 @@ def _likely_distance(batch, row, scale, top, may, furthest, room, work, number):
     -1 if that is beyond `furthest`.
     """
     kept_apart()
-    for i in range(BINS):
-        poke(room.bins + 8 * i, 0.0)
-    third, below, per_unit = _blocks(_field(batch, COLS)) // 3, 0.0, BINS / furthest
+    third, per_unit = _blocks(_field(batch, COLS)) // 3, BINS / furthest
+    least, above = _least_at(top, furthest, number), number(-np.inf)
+    count, below = NONE, 0.0
     for b in (third, 2 * third):
-        size = _block_entries(batch, row, b, room, work, number)
-        _weigh(room.block, size, top, scale, room.weights)
-        for i in range(0, 8 * size, 8):
-            at = (top - peek(room.block + i, np.float64)) * per_unit
-            weight = peek(room.weights + i, np.float64)
-            if at < BINS:
-                place = room.bins + 8 * np.int64(at)
-                poke(place, peek(place, np.float64) + weight)
-            else:
-                below += weight
+        source = _source(batch, row, b * BLOCK, BLOCK, work, number)
+        count = _take_entries(source, BLOCK, b * BLOCK, above, least, room.c, count, number)
+        below += peek(room.masses + 8 * b, np.float64)
+    _weigh(room.c.values, count, top, scale, room.weights)
+    below = max(below - _mass(room.weights, count), 0.0)
+    for i in range(0, 8 * BINS, 8):
+        poke(room.bins + i, 0.0)
+    for i in range(count):
+        at = min((top - _value(room.c, i)) * per_unit, BINS - 1.0)
+        place = room.bins + 8 * np.int64(at)
+        poke(place, peek(place, np.float64) + peek(room.weights + 8 * i, np.float64))
     i = BINS
     while i > 1 and below + peek(room.bins + 8 * (i - 1), np.float64) <= may:
         i -= 1
@@ -310,10 +345,11 @@ def _likely_distance(batch, row, scale, top, may, furthest, room, work, number):
 
 
 @_jit
-def _take_nucleus(batch, row, scale, top_p, top, total, room, work, number):
+def _take_nucleus(batch, row, scale, top_p, top, total, doubt, room, work, number):
     """Candidates for top-p with their weights, all that can be needed among them.
 
-    `total` is the mass of all entries. Returns how many there are.
+    `total` is the mass of all entries, with a relative error of `doubt`. Returns how many there
+    are.
     """
     kept_apart()
     cols, out, distance = _field(batch, COLS), 1.0 - top_p, np.inf
@@ -329,60 +365,53 @@ def _take_nucleus(batch, row, scale, top_p, top, total, room, work, number):
                 count = _take_near(batch, row, top, nearer, room, work, number)
                 _weigh(room.c.values, count, top, scale, room.weights)
                 # Whether all that is needed has been taken is known by its mass.
-                if _mass(room.weights, count) >= top_p * total * (1.0 + 1e-12):
+                if _mass(room.weights, count) >= top_p * total * (1.0 + 1e-12 + 4.0 * doubt):
                     return count
     count = _take_near(batch, row, top, distance, room, work, number)
     _weigh(room.c.values, count, top, scale, room.weights)
     return count
 
 
-@inlined
-def _bin_mass(room, b):
-    return peek(room.bins + 32 * b, np.float64)
-
-
 @_jit
-def _crossing(room, count, target):
+def _crossing(room, count, top, target, doubt):
     """The last candidate, by value, then id, that is needed for a mass of at least `target`.
 
     The range of values that holds it is cut into equal bins, of which the one that reaches the
-    target is the next range.
+    target is the next range. Returns its value, its id, and whether no error of `doubt` in the
+    target could change it. `top` is the largest.
     """
     kept_apart()
-    c = room.c
-    top, bottom, before, inside = -np.inf, np.inf, 0.0, count
+    c, before, inside = room.c, 0.0, count
+    bottom = top
     for i in range(count):
-        top, bottom = max(top, _value(c, i)), min(bottom, _value(c, i))
+        bottom = min(bottom, _value(c, i))
     while inside > FEW and top > bottom:
         # Quarters, so that the range of a row of huge logits does not overflow.
-        per_unit = (BINS - 1) / (top / 4 - bottom / 4)
+        high = top / 4
+        per_unit = (BINS - 1) / (high - bottom / 4)
         if not per_unit < 1e300:
             break  # as good as equal
-        for b in range(BINS):
-            # Mass, number, highest and lowest value.
-            place = room.bins + 32 * b
-            poke(place, 0.0)
-            poke(place + 8, NONE)
-            poke(place + 16, -np.inf)
-            poke(place + 24, np.inf)
+        for i in range(0, 8 * BINS, 8):
+            poke(room.bins + i, 0.0)
         for i in range(count):
             value = _value(c, i)
             if bottom <= value <= top:
-                place = room.bins + 32 * np.int64((top / 4 - value / 4) * per_unit)
+                place = room.bins + 8 * np.int64((high - value / 4) * per_unit)
                 weight = peek(room.weights + 8 * i, np.float64)
                 poke(place, peek(place, np.float64) + weight)
-                poke(place + 8, peek(place + 8, np.int64) + 1)
-                poke(place + 16, max(peek(place + 16, np.float64), value))
-                poke(place + 24, min(peek(place + 24, np.float64), value))
         # The bin that reaches the target, or the last one should rounding leave none.
-        last, b = np.int64((top / 4 - bottom / 4) * per_unit), NONE
-        while b < last and before + _bin_mass(room, b) < target:
-            before += _bin_mass(room, b)
+        last, b = np.int64((high - bottom / 4) * per_unit), NONE
+        while b < last and before + peek(room.bins + 8 * b, np.float64) < target:
+            before += peek(room.bins + 8 * b, np.float64)
             b += 1
-        place = room.bins + 32 * b
-        inside = peek(place + 8, np.int64)
-        top, bottom = peek(place + 16, np.float64), peek(place + 24, np.float64)
-    few, size = room.few, NONE
+        highest, lowest, inside = bottom, top, NONE
+        for i in range(count):
+            value = _value(c, i)
+            if bottom <= value <= top and np.int64((high - value / 4) * per_unit) == b:
+                highest, lowest = max(highest, value), min(lowest, value)
+                inside += 1
+        top, bottom = highest, lowest
+    few, size, total = room.few, NONE, before
     value, index = bottom, np.int64(np.iinfo(np.int64).max)
     for i in range(count):
         if not bottom <= _value(c, i) <= top:
@@ -390,9 +419,10 @@ def _crossing(room, count, target):
         weight = peek(room.weights + 8 * i, np.float64)
         if inside > FEW:  # equal, and in order
             value, index = _value(c, i), _id(c, i)
-            before += weight
-            if before >= target:
-                return value, index
+            before = total
+            total += weight
+            if total >= target:
+                break
             continue
         at = size
         size += 1
@@ -404,10 +434,12 @@ def _crossing(room, count, target):
         poke(room.few_weights + 8 * at, weight)
     for i in range(size):
         value, index = _value(few, i), _id(few, i)
-        before += peek(room.few_weights + 8 * i, np.float64)
-        if before >= target:
+        before = total
+        total += peek(room.few_weights + 8 * i, np.float64)
+        if total >= target:
             break
-    return value, index
+    sure = (before == 0.0 or target - before > doubt) and total - target > doubt
+    return value, index, sure
 
 
 @_jit
@@ -434,10 +466,12 @@ def _sort_by_id(c, count):
 
 @inlined
 def _keep(room, i, kept, keeps):
-    """Move a candidate with its weight to the front if it is kept; returns how many are."""
-    if keeps:
-        _put_candidate(room.c, kept, _value(room.c, i), _id(room.c, i))
-        poke(room.weights + 8 * kept, peek(room.weights + 8 * i, np.float64))
+    """Move a candidate with its weight to the front if it is kept; returns how many are.
+
+    It is copied anyway, as no branch is foretold: what is overwritten was not kept.
+    """
+    _put_candidate(room.c, kept, _value(room.c, i), _id(room.c, i))
+    poke(room.weights + 8 * kept, peek(room.weights + 8 * i, np.float64))
     return kept + keeps
 
 
@@ -497,7 +531,12 @@ def _filter_row(batch, row, scale, filters, room, work, number):
     dense = _axis(batch, _field(batch, LAST), X) == itemsize
     lines = 4 * LANES * itemsize // CACHE_LINE if dense else 0
     best, top, bad = Best(0, -np.inf), -np.inf, False
+    state = RowState(room.tops, room.sums, NONE, NONE, NONE)
     for b in range(blocks):
+        if sums and finite:
+            top = max(top, _reduce_block(batch, row, scale, b, state, work, number).top)
+            bad |= not peek(room.sums + 8 * b, np.float64) >= 0.0
+            continue
         start = b * BLOCK
         size = min(BLOCK, cols - start)
         source = _source(batch, row, start, size, work, number)
@@ -510,9 +549,12 @@ def _filter_row(batch, row, scale, filters, room, work, number):
         if few:
             best = _take_best(best, top_k, source, size, start, block_top, room.c, number)
         elif sums:
-            poke(room.sums + 8 * b, _block_sum(source, size, highest, scale, work, number))
+            # At a limit all that is above -infinity counts.
+            entries = _count_above(source, size, number(-np.inf), number)
+            poke(room.sums + 8 * b, np.float64(entries))
+    exact = few or size_of(number) == 8 or not finite
     if bad or not abs(top) < np.inf:
-        return Draw(True, plain, 0, top, 0.0, 0.0)
+        return Draw(True, plain, exact, 0, top, 0.0, 0.0)
     mass = (0.0, 0.0)
     if sums:
         mass = _sum_masses(blocks, top, scale, room)
@@ -521,51 +563,44 @@ def _filter_row(batch, row, scale, filters, room, work, number):
         rest = (mass[0] - 1.0) + mass[1]
         if total < 1.5 and finite:
             rest = _plain_rest(batch, row, scale, top, room, work, number)
-        return Draw(False, plain, 0, top, total, rest)
+        return Draw(False, plain, exact, 0, top, total, rest)
     if few:
         count = _prune(best, top_k, room.c).count
         _sort_by_id(room.c, count)
         _weigh(room.c.values, count, top, scale, room.weights)
         total = _mass(room.weights, count)
     elif top_p < 1.0:
-        count = _take_nucleus(batch, row, scale, top_p, top, total, room, work, number)
+        doubt = 0.0 if exact else DOUBT
+        count = _take_nucleus(batch, row, scale, top_p, top, total, doubt, room, work, number)
     else:
         distance = scale.temperature * 1.000001 * -math.log(min_p * 0.999) if finite else np.inf
         count = _take_near(batch, row, top, distance, room, work, number)
         _weigh(room.c.values, count, top, scale, room.weights)
     if top_p < 1.0:
-        value, index = _crossing(room, count, top_p * total)
+        doubt = 0.0 if exact else 2.0 * DOUBT * total
+        value, index, sure = _crossing(room, count, top, top_p * total, doubt)
+        if not (sure or exact):
+            _sum_exactly(batch, row, scale, room, work, number)
+            mass = _sum_masses(blocks, top, scale, room)
+            target = top_p * (mass[0] + mass[1])
+            value, index, sure = _crossing(room, count, top, target, 0.0)
         kept = NONE
         for i in range(count):
-            beyond = _precedes(value, index, _value(room.c, i), _id(room.c, i))
-            kept = _keep(room, i, kept, not beyond)
+            own = _value(room.c, i)
+            before = (own > value) | ((own == value) & (_id(room.c, i) <= index))
+            kept = _keep(room, i, kept, before)
         count = kept
     if min_p > 0.0:
         kept = NONE
         for i in range(count):
             kept = _keep(room, i, kept, peek(room.weights + 8 * i, np.float64) >= min_p)
         count = kept
-    others, own = (0.0, 0.0), False
-    for i in range(count):
-        if not own and _value(room.c, i) == top:
-            own = True
-        else:
-            others = _add(others, (peek(room.weights + 8 * i, np.float64), 0.0))
-    rest = others[0] + others[1]
-    return Draw(False, plain, count, top, 1.0 + rest, rest)
-
-
-@inlined
-def _block_sum(source, size, top, scale, work, number):
-    """The mass of a block against its own maximum, or how many entries count at a limit."""
-    if scale.kind != FINITE:
-        return np.float64(_count_above(source, size, number(-np.inf), number))
-    if size_of(number) == 4:
-        return _wide_sum(source, size, np.float64(top), scale, number)
-    shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
-    terms = work + TERMS
-    _exponentials(source, size, splat(top), shrink, hi, lo, terms, NONE, NONE, number)
-    return _sum(terms, size, number)
+    own = NONE
+    while _value(room.c, own) != top:
+        own += 1
+    after = own + 1
+    rest = _mass(room.weights, own) + _mass(room.weights + 8 * after, count - after)
+    return Draw(False, plain, exact, count, top, 1.0 + rest, rest)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -577,11 +612,18 @@ def _survivor_log_probability(draw, scale, x):
     return _log_probability(x, scale, draw.top, _log1p(draw.rest))
 
 
-@inlined
+@_jit
 def _pick(weights, count, target, before):
-    """The place up to which weights sum to more than `target`, and what precedes it or, if there is
-    none, all."""
+    """The place up to which weights sum to more than `target`, and their sum up to there; behind
+    all if there is none."""
+    kept_apart()
     place = NONE
+    while place + AT_ONCE <= count:
+        total = before + _mass(weights + 8 * place, AT_ONCE)
+        if total > target:
+            break
+        before = total
+        place += AT_ONCE
     while place < count:
         before += peek(weights + 8 * place, np.float64)
         if before > target:
@@ -609,6 +651,29 @@ def _left_of_block(batch, row, scale, b, drawn, count, top, room, work, number):
             poke(room.block + 8 * at, -np.inf)
     _weigh(room.block, size, top, scale, room.weights)
     return size
+
+
+@_jit
+def _draw_quickly(batch, row, scale, u, draw, room, work, number):
+    """One draw from all entries of a row, from sums of blocks in float32.
+
+    Returns its id and its value; -1 where their error could change it.
+    """
+    kept_apart()
+    blocks, target, doubt = _blocks(_field(batch, COLS)), u * draw.total, 2.0 * DOUBT * draw.total
+    before, b = 0.0, NONE
+    while b < blocks - 1 and before + peek(room.masses + 8 * b, np.float64) <= target:
+        before += peek(room.masses + 8 * b, np.float64)
+        b += 1
+    size = _block_entries(batch, row, b, room, work, number)
+    _weigh(room.block, size, draw.top, scale, room.weights)
+    place, total = _pick(room.weights, size, target, before)
+    if place == size or total - target <= doubt:
+        return np.int64(-1), np.nan
+    before = total - peek(room.weights + 8 * place, np.float64)
+    if before > 0.0 and target - before <= doubt:
+        return np.int64(-1), np.nan
+    return b * BLOCK + place, peek(room.block + 8 * place, np.float64)
 
 
 @_jit
@@ -712,15 +777,21 @@ def sample(
         draw = _filter_row(batch, row, scale, filters, room, work, number)
         if draw.special:
             continue
-        count, total = draw.count, draw.total
+        count, total, exact = draw.count, draw.total, draw.exact
         for j in range(draws):
             place, index, value = first + 8 * j, np.int64(-1), np.nan
             u = peek(uniforms + place, np.float64)
             if draw.plain:
                 drawn = NONE if replace else j
-                index, value = _draw_plain(
-                    batch, row, scale, u, ids + first, drawn, room, work, number
-                )
+                if not exact and drawn == 0:
+                    index, value = _draw_quickly(batch, row, scale, u, draw, room, work, number)
+                if index < 0:
+                    if not exact:
+                        _sum_exactly(batch, row, scale, room, work, number)
+                        exact = True
+                    index, value = _draw_plain(
+                        batch, row, scale, u, ids + first, drawn, room, work, number
+                    )
             elif count > 0:
                 at, _ = _pick(room.weights, count, u * total, 0.0)
                 if at == count:  # rounding
