@@ -54,6 +54,8 @@ _STREAMED = 1 << 22  # bytes of an output that goes past the caches
 _FIELDS = int(_kernels.FIELDS)
 _SIZE = _FIELDS + 11  # a batch: two axes, and a temperature behind it
 _SHORT = _kernels.SHORT
+# Arguments of the types that the backend gives: Numba compiles anew for a literal.
+_ZERO, _TRUE = np.int64(0), np.bool_(True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ def _overload_temperatures(temperature, rows, table):
             if not temperature >= 0.0:
                 raise ValueError("temperature must not be negative or NaN")
             table.view(np.float64)[_SIZE - 1] = temperature
-            return table.ctypes.data + 8 * (_SIZE - 1), 0
+            return _address(table) + 8 * (_SIZE - 1), 0
 
         return one
     if isinstance(temperature, types.Array) and (
@@ -121,7 +123,7 @@ def _overload_temperatures(temperature, rows, table):
             for t in temperature:
                 if not t >= 0.0:
                     raise ValueError("temperature must not be negative or NaN")
-            return temperature.ctypes.data, 8
+            return _address(temperature), 8
 
         return many
     raise TypingError(
@@ -134,6 +136,11 @@ def _overload_temperatures(temperature, rows, table):
 
 
 @_jit
+def _address(a):
+    return np.int64(a.ctypes.data)
+
+
+@_jit
 def _prepare(x, temperature, more):
     """The table of a batch, with room for `more` numbers of 8 bytes behind it from `_SIZE` on."""
     rows, cols, across, along = _layout(x)
@@ -142,7 +149,7 @@ def _prepare(x, temperature, more):
     address, step = _temperatures(temperature, rows, table)
     table[0] = table[1] = 1
     table[2] = cols
-    table[3] = x.ctypes.data
+    table[3] = _address(x)
     table[6] = address
     table[7] = _code(x)
     table[10] = along == x.itemsize
@@ -176,7 +183,7 @@ def _prepare_rows(x, temperature, out):
         raise ValueError("out must have the shape of the logits")
     table = _prepare(x, temperature, 0)
     _, _, across, along = _layout(out)
-    table[4] = out.ctypes.data
+    table[4] = _address(out)
     table[8] = _code(out)
     table[11] = along == out.itemsize
     table[12] = out.size * out.itemsize >= _STREAMED
@@ -228,7 +235,7 @@ def softmax(x, temperature, out):
     _check_rows(x, out)
     table = _prepare_rows(x, temperature, out)
     workspace, row_state = _memory(x, table[13] != 0, True)
-    _softmax(workspace, row_state, table, 0, table[_FIELDS])
+    _softmax(workspace, row_state, table, _ZERO, table[_FIELDS])
 
 
 @_jit
@@ -247,7 +254,7 @@ def log_softmax(x, temperature, out):
     _check_rows(x, out)
     table = _prepare_rows(x, temperature, out)
     workspace, row_state = _memory(x, table[13] != 0, False)
-    _log_softmax(workspace, row_state, table, 0, table[_FIELDS])
+    _log_softmax(workspace, row_state, table, _ZERO, table[_FIELDS])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -270,11 +277,11 @@ def _logsumexp_into(x, temperature, out):
     if _is_zero(temperature):
         raise ValueError("temperature is 0, where logsumexp has no limit")
     table = _prepare(x, temperature, 0)
-    table[4], table[8] = out.ctypes.data, _code(out)
+    table[4], table[8] = _address(out), _code(out)
     table[13] = _by_columns(x)
     table[_FIELDS + 2] = out.strides[0]
     workspace, row_state = _memory(x, table[13] != 0, False)
-    _logsumexp(workspace, row_state, table, 0, table[_FIELDS])
+    _logsumexp(workspace, row_state, table, _ZERO, table[_FIELDS])
 
 
 @_jit
@@ -284,7 +291,7 @@ def _entropy_into(x, temperature, out):
     numbers = table.view(np.float64)
     workspace, row_state = _memory(x, False, False)
     # One row after the other, as the kernel has four results for each.
-    room = table.ctypes.data + 8 * _SIZE
+    room = _address(table) + 8 * _SIZE
     for row in range(table[_FIELDS]):
         _moments(workspace, row_state, table, room - 32 * row, room + 32, row, row + 1)
         out[row] = numbers[_SIZE + 3]
@@ -470,13 +477,13 @@ def token_logprobs(x, ids, temperature, logprobs, ranks):
         workspace,
         row_state,
         table,
-        ids.ctypes.data,
+        _address(ids),
         count,
-        logprobs.ctypes.data,
-        ranks.ctypes.data,
-        0,
-        table.ctypes.data + 8 * _SIZE,
-        0,
+        _address(logprobs),
+        _address(ranks),
+        _ZERO,
+        _address(table) + 8 * _SIZE,
+        _ZERO,
         table[_FIELDS],
     )
 
@@ -509,18 +516,18 @@ def topk_logprobs(x, temperature, ids, logprobs):
         return
     size = _best_room(k)
     table = _prepare(x, temperature, 2 * size)
-    room = table.ctypes.data + 8 * _SIZE
+    room = _address(table) + 8 * _SIZE
     workspace, row_state = _memory(x, False, False)
     _topk(
         workspace,
         row_state,
         table,
         k,
-        ids.ctypes.data,
-        logprobs.ctypes.data,
+        _address(ids),
+        _address(logprobs),
         room,
         room + 8 * size,
-        0,
+        _ZERO,
         table[_FIELDS],
     )
 
@@ -606,7 +613,7 @@ def sample(x, uniforms, temperature, top_k, top_p, min_p, ids, logprobs):
     table[start : start + rows] = k
     numbers[start + rows : start + 2 * rows] = top_p
     numbers[start + 2 * rows : start + 3 * rows] = min_p
-    filters = table.ctypes.data + 8 * start
+    filters = _address(table) + 8 * start
     workspace, _ = _memory(x, False, False)
     _sample(
         workspace,
@@ -614,13 +621,13 @@ def sample(x, uniforms, temperature, top_k, top_p, min_p, ids, logprobs):
         filters,
         filters + 8 * rows,
         filters + 16 * rows,
-        uniforms.ctypes.data,
+        _address(uniforms),
         ids.shape[-1],
-        True,
-        ids.ctypes.data,
-        logprobs.ctypes.data,
+        _TRUE,
+        _address(ids),
+        _address(logprobs),
         filters + 24 * rows,
         capacity,
-        0,
-        rows,
+        _ZERO,
+        table[_FIELDS],
     )
