@@ -269,7 +269,8 @@ def _log_probability(x, scale, top, log_sum):
     if scale.kind != FINITE:
         return 0.0 - log_sum if x >= _threshold(scale, top) else -np.inf
     shrink = np.float64(scale.shrink)
-    return (x * shrink - top * shrink) / (scale.temperature * shrink) - log_sum
+    # In this order a difference of -0.0 comes to 0.0.
+    return (x * shrink - top * shrink) / (scale.temperature * shrink) + (0.0 - log_sum)
 
 
 @_jit
