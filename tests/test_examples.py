@@ -50,8 +50,9 @@ def test_every_public_function_has_an_example() -> None:
 def test_documents(document: Path) -> None:
     python = blocks(document.read_text(), "python")
     assert [block for block in python if ">>>" not in block] == []
-    if any("import torch" in block for block in python):
-        pytest.importorskip("torch")
+    for library in ("torch", "numba"):
+        if any(f"import {library}" in block for block in python):
+            pytest.importorskip(library)
     if any("get_include" in block for block in python):
         pytest.importorskip("fastsoftmax._c")
     with np.printoptions(legacy=False):

@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def python(script: str, package: Path = PACKAGE, **environment: str | None) -> A
 # ---- the machine code
 
 KERNELS = (*OPS, "reduce_row", "plan_row", "write_row")
+SCORING = ("token_logprobs", "topk", "moments", "kl_divergence", "reduce", "normalize")
+SAMPLING = ("sample", "survivors")
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +90,35 @@ def assembly(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The code of each kernel and type. Only what was compiled here has a listing."""
     return python(
         f"""
-import fastsoftmax
+import numpy as np
+from fastsoftmax import _backends
 from fastsoftmax._numba import kernels
-fastsoftmax.warmup()
+for dtype in (np.float32, np.float64):
+    _backends.current().warmup_normalizers(dtype)
 print(json.dumps({{
     f"{{name}} {{next(kind for kind in signature if hasattr(kind, 'dtype')).dtype}}": text
     for name in {KERNELS!r}
     for signature, text in getattr(kernels, name).inspect_asm().items()
+}}))
+""",
+        NUMBA_CACHE_DIR=str(tmp_path_factory.mktemp("cache")),
+    )
+
+
+@pytest.fixture(scope="module")
+def scoring_assembly(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same of the kernels that score and sample, for float32."""
+    return python(
+        f"""
+import numpy as np
+from fastsoftmax import _backends
+from fastsoftmax._numba import sampling, scoring
+_backends.current().warmup_scoring(np.float32)
+print(json.dumps({{
+    name: text
+    for module, names in ((scoring, {SCORING!r}), (sampling, {SAMPLING!r}))
+    for name in names
+    for text in getattr(module, name).inspect_asm().values()
 }}))
 """,
         NUMBA_CACHE_DIR=str(tmp_path_factory.mktemp("cache")),
@@ -109,6 +134,16 @@ def _has_fma() -> bool:
     return bool(features.get("fma") and features.get("avx2"))
 
 
+def _mathematical_functions(text: str) -> set[str]:
+    """Which functions of the mathematical library the code of a kernel calls."""
+    calls = re.findall(r"\$_*(\w+), %r\w+|\b(?:callq?|bl)\s+_*(\w+)", text)
+    names = {name for pair in calls for name in pair if name}
+    assert names, "no call of anything was recognised"
+    functions = {"exp", "exp2", "expm1", "pow", "log1p", "log2", "fma", "fmax", "rint"}
+    functions |= {name + "f" for name in functions} | {"log", "extendhfsf2", "truncsfhf2"}
+    return names & functions
+
+
 @needs_numba
 @pytest.mark.parametrize("name", KERNELS)
 @EACH_DTYPE
@@ -116,13 +151,26 @@ def test_no_function_of_the_mathematical_library(
     assembly: dict[str, str], name: str, dtype: str
 ) -> None:
     """But for what a row needs once: its temperature taken apart, the logarithm of a count."""
-    calls = re.findall(r"\$_*(\w+), %r\w+|\b(?:callq?|bl)\s+_*(\w+)", assembly[f"{name} {dtype}"])
-    names = {name for pair in calls for name in pair if name}
-    assert names, "no call of anything was recognised"
-    functions = {"exp", "exp2", "expm1", "pow", "log1p", "log2", "fma", "fmax", "rint"}
-    functions |= {name + "f" for name in functions} | {"log", "extendhfsf2", "truncsfhf2"}
     allowed = {"log"} if name in (*OPS, "plan_row") else set()
-    assert not names & functions - allowed
+    assert _mathematical_functions(assembly[f"{name} {dtype}"]) <= allowed
+
+
+@needs_numba
+@pytest.mark.parametrize("name", [*SCORING, *SAMPLING])
+def test_scoring_calls_no_mathematical_library(scoring_assembly: dict[str, str], name: str) -> None:
+    """But for the logarithm of a share of the mass, from which how far down to look follows."""
+    allowed = {"log"} if name in SAMPLING else set()
+    assert _mathematical_functions(scoring_assembly[name]) <= allowed
+
+
+def _bodies(text: str) -> dict[str, str]:
+    """The code of each function of the package in that of a kernel."""
+    bodies: dict[str, str] = {}
+    for symbol, body in re.findall(r"^(_ZN\S+):\n(.*?)\n\t\.size", text, re.M | re.S):
+        function = re.search(r"(?:kernels|scoring|sampling)\d+(_[a-z_]+?)B\d", symbol)
+        if function:
+            bodies[function[1]] = bodies.get(function[1], "") + body
+    return bodies
 
 
 @needs_numba
@@ -131,13 +179,7 @@ def test_no_function_of_the_mathematical_library(
 @EACH_DTYPE
 def test_all_is_done_on_vectors(assembly: dict[str, str], name: str, dtype: str) -> None:
     packed, scalar = ("ps", "ss") if dtype == "float32" else ("pd", "sd")
-    bodies: dict[str, str] = {}
-    for symbol, body in re.findall(
-        r"^(_ZN\S+):\n(.*?)\n\t\.size", assembly[f"{name} {dtype}"], re.M | re.S
-    ):
-        function = re.search(r"kernels\d+(_[a-z_]+?)B\d", symbol)
-        if function:
-            bodies[function[1]] = bodies.get(function[1], "") + body
+    bodies = _bodies(assembly[f"{name} {dtype}"])
     wanted = {
         "_exponentials": rf"vfmadd\d+{packed}",
         "_maximum": rf"v(max|cmp\w*){packed}",
@@ -158,6 +200,29 @@ def test_all_is_done_on_vectors(assembly: dict[str, str], name: str, dtype: str)
             rf"\bv(?:add|sub|mul|div|max|fn?madd\d+)(?:{scalar})\s", bodies.get(function, "")
         )
         assert not numbers, function
+
+
+@needs_numba
+@pytest.mark.skipif(not _has_fma(), reason="not an x86 CPU with AVX2 and FMA")
+@pytest.mark.parametrize(
+    ("kernel", "function", "instructions"),
+    [
+        ("token_logprobs", "_exponentials", [r"vfmadd\d+ps"]),
+        ("token_logprobs", "_count_above", [r"vcmp\w*ps", "vp(add|sub)d"]),
+        ("topk", "_take_entries", [r"vcmp\w*ps", "tzcnt"]),
+        ("moments", "_moment_sums", [r"vfmadd\d+ps", "vmulps", "vaddpd"]),
+        ("kl_divergence", "_divergence", [r"vfmadd\d+pd", "vaddpd"]),
+        ("sample", "_maximum_and_nan", ["vmaxps", r"vcmp\w*ps"]),
+        ("sample", "_wide_sum", ["vcvtps2pd", r"vfmadd\d+pd", "vaddpd"]),
+    ],
+)
+def test_scoring_is_done_on_vectors(
+    scoring_assembly: dict[str, str], kernel: str, function: str, instructions: list[str]
+) -> None:
+    body = _bodies(scoring_assembly[kernel])[function]
+    for instruction in instructions:
+        assert re.search(rf"\b{instruction}[a-z]?\s", body), instruction
+    assert not re.search(r"\bvfn?madd\d+s[sd]\s", body)
 
 
 # ---- the same bits, whatever the way
@@ -384,6 +449,42 @@ def test_the_logarithm_of_a_sum(dtype: str) -> None:
         assert abs(run("logsumexp", x, 1.0)[0] - want) <= 2 * np.spacing(x.dtype.type(want))
 
 
+# ---- beside C
+
+
+@needs_numba
+@pytest.mark.skipif(why_not("c") is not None, reason=str(why_not("c")))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_draws_as_c(dtype: str) -> None:
+    """Both compute weights in float64, to 1e-13: a uniform tells them apart once in 1e11 draws."""
+    filters: list[dict[str, Any]] = [
+        {},
+        {"top_k": 50},
+        {"top_p": 0.95},
+        {"top_p": [0.1, 0.5, 0.999, 1.0] * 5, "top_k": [3, 0, 4000, 1] * 5},
+        {"min_p": 0.02},
+        {"top_k": 50, "top_p": 0.95, "min_p": 0.02},
+        {"temperature": [0.0, 0.3, 5.0, 1e30, np.inf] * 4, "top_p": 0.6},
+        {"logit_bias": {3: 4.0, 9: -np.inf}, "history": [[1, 2, 3, 3]] * 20}
+        | {"repetition_penalty": 1.3, "frequency_penalty": 0.2},
+    ]
+    for length in (7, 300, 5000, 40_000):
+        rng = generator("same draws", dtype, length)
+        x = (rng.normal(size=(20, max(length, 10))) * 3).astype(_dtype(dtype))
+        where = rng.random(x.shape) < 0.9
+        for chosen in filters:
+            for how in ({}, {"replace": False, "where": where}):
+                results = []
+                for name in ("numba", "c"):
+                    with fastsoftmax.use_backend(name):
+                        results.append(
+                            fastsoftmax.sample(x, seed=7, num_samples=8, **chosen, **how)
+                        )
+                ours, other = results
+                np.testing.assert_array_equal(ours.ids, other.ids, err_msg=f"{length} {chosen}")
+                np.testing.assert_allclose(ours.logprobs, other.logprobs, rtol=1e-6, atol=1e-7)
+
+
 # ---- the 16-bit types
 
 CONVERSIONS = """
@@ -473,36 +574,86 @@ def test_one_signature_for_each_arithmetic() -> None:
         assert len(getattr(kernels, name).signatures) == 2, name
 
 
+@needs_numba
+def test_one_signature_of_scoring_for_each_arithmetic() -> None:
+    from fastsoftmax._numba import sampling, scoring
+
+    backend().warmup()
+    x = (generator("signatures").normal(size=(6, 2500)) * 5).astype("f4")
+    locked = x.copy()
+    locked.flags.writeable = False
+    ids = np.arange(6)
+    with fastsoftmax.use_backend("numba"):
+        for dtype in ("e", "f", "d"):
+            for a in (x, np.asfortranarray(x), x[::-1, ::3], locked):
+                y = a.astype(dtype, copy=a.dtype.char != dtype)
+                fastsoftmax.token_logprobs(y, ids, top_n=3, where=a > 0)
+                fastsoftmax.cross_entropy(y, ids, label_smoothing=0.1)
+                fastsoftmax.entropy(y, temperature=[0.3, 0.7, 1, 2, 7, 0.7])
+                fastsoftmax.kl_divergence(y, x[:, : y.shape[1]])
+                fastsoftmax.sample(y, seed=1, num_samples=3, replace=False)
+                fastsoftmax.sample(y, seed=1, top_k=5, top_p=0.9, min_p=0.1)
+                fastsoftmax.filtered_logprobs(y, top_p=0.5)
+                state = fastsoftmax.SoftmaxState()
+                state.update(y)
+                state.normalize(y)
+    assert same_bits(locked, x)
+    for name in SCORING:
+        expected = 1 if name == "kl_divergence" else 2
+        assert len(getattr(scoring, name).signatures) == expected, name
+    for name in SAMPLING:
+        assert len(getattr(sampling, name).signatures) == 2, name
+
+
 # ---- the compile cache
 
 
 @needs_numba
-def test_the_cache_notices_a_change_in_the_vectors() -> None:
+@pytest.mark.parametrize(
+    ("module", "constant", "other"),
+    [
+        ("kernels", "VECTORS", "vectors"),
+        ("scoring", "KERNELS", "kernels"),
+        ("sampling", "SCORING", "scoring"),
+    ],
+)
+def test_the_cache_notices_a_change_in_another_file(module: str, constant: str, other: str) -> None:
     """It looks at the file of the kernels alone, which therefore changes with the other one."""
-    from fastsoftmax._numba import kernels
+    text = (PACKAGE / "_numba" / f"{other}.py").read_bytes().replace(b"\r\n", b"\n")
+    crc = zlib.crc32(text)
+    assert getattr(import_module(f"fastsoftmax._numba.{module}"), constant) == crc, (
+        f"{constant} of {module}.py must be {crc:#010x}"
+    )
 
-    text = (PACKAGE / "_numba" / "vectors.py").read_bytes().replace(b"\r\n", b"\n")
-    assert zlib.crc32(text) == kernels.VECTORS, f"kernels.VECTORS must be {zlib.crc32(text):#010x}"
+
+# Calls that come to the same numbers, and the kernels they use.
+SOFTMAX = "fastsoftmax.softmax(x)", "kernels.softmax"
+TOPK = "np.exp(fastsoftmax.topk_logprobs(x, 3).logprobs)[::-1]", "scoring.topk"
 
 
-CALL = """
+def call(work: tuple[str, str], package: Path = PACKAGE, **environment: str | None) -> Any:
+    """What a fresh interpreter says of a call and of the cache."""
+    result = python(
+        f"""
 import numpy as np, fastsoftmax
-from fastsoftmax._numba import kernels
-p = fastsoftmax.softmax(np.array([0.0, 1.0, 2.0], "f4"))
-stats = kernels.softmax.stats
-print(json.dumps({
+from fastsoftmax._numba import kernels, scoring
+x = np.array([0.0, 1.0, 2.0], "f4")
+p = {work[0]}
+stats = {work[1]}.stats
+print(json.dumps({{
     "file": fastsoftmax.__file__,
     "p": p.tolist(),
     "hits": sum(stats.cache_hits.values()),
     "misses": sum(stats.cache_misses.values()),
     "cache": fastsoftmax._backends.config()["numba cache"],
-}))
-"""
-
-
-def _check_call(result: Any, package: Path) -> None:
+}}))
+""",
+        package,
+        **environment,
+    )
     assert Path(result["file"]).parent == package
     np.testing.assert_allclose(result["p"], [0.09003057, 0.24472848, 0.66524094], rtol=1e-6)
+    return result
 
 
 @pytest.fixture
@@ -520,9 +671,10 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 
 @needs_numba
-def test_second_process_hits_the_cache(tmp_path: Path) -> None:
-    first = python(CALL, NUMBA_CACHE_DIR=str(tmp_path))
-    second = python(CALL, NUMBA_CACHE_DIR=str(tmp_path))
+@pytest.mark.parametrize("work", [SOFTMAX, TOPK], ids=["softmax", "topk"])
+def test_second_process_hits_the_cache(work: tuple[str, str], tmp_path: Path) -> None:
+    first = call(work, NUMBA_CACHE_DIR=str(tmp_path))
+    second = call(work, NUMBA_CACHE_DIR=str(tmp_path))
     assert (first["hits"], first["misses"]) == (0, 1)
     assert (second["hits"], second["misses"]) == (1, 0)
     assert second["p"] == first["p"]
@@ -530,25 +682,24 @@ def test_second_process_hits_the_cache(tmp_path: Path) -> None:
 
 @needs_numba
 @pytest.mark.skipif(sys.platform != "linux", reason="the user's cache directory is Linux's")
-def test_read_only_install(read_only: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("work", [SOFTMAX, TOPK], ids=["softmax", "topk"])
+def test_read_only_install(work: tuple[str, str], read_only: Path, tmp_path: Path) -> None:
     """The cache goes to the user's directory."""
     for hits in (0, 1):
         home = {"NUMBA_CACHE_DIR": None, "XDG_CACHE_HOME": str(tmp_path / "user")}
-        result = python(CALL, read_only, **home)
-        _check_call(result, read_only)
+        result = call(work, read_only, **home)
         assert Path(result["cache"]).is_relative_to(tmp_path / "user")
         assert (result["hits"], result["misses"]) == (hits, 1 - hits)
 
 
 @needs_numba
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such path")
-def test_nowhere_to_write(read_only: Path) -> None:
+@pytest.mark.parametrize("work", [SOFTMAX, TOPK], ids=["softmax", "topk"])
+def test_nowhere_to_write(work: tuple[str, str], read_only: Path) -> None:
     """No cache, and no "cannot cache function: no locator available" either."""
     home = None if sys.platform == "linux" else os.devnull
     nowhere = {"NUMBA_CACHE_DIR": None, "HOME": home, "XDG_CACHE_HOME": f"{os.devnull}/cache"}
-    result = python(CALL, read_only, **nowhere)
-    _check_call(result, read_only)
-    assert result["cache"] == "none"
+    assert call(work, read_only, **nowhere)["cache"] == "none"
 
 
 # ---- without numba

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numba.extending import overload, register_jitable
 
 from fastsoftmax._numba.vectors import (
     BF16,
@@ -37,6 +38,7 @@ from fastsoftmax._numba.vectors import (
     choose,
     convert,
     copy_bytes,
+    counted,
     exp2,
     fence,
     first_of,
@@ -49,6 +51,7 @@ from fastsoftmax._numba.vectors import (
     load_columns,
     load_part,
     log_of_sum,
+    no_counts,
     peek,
     poke,
     prefetch,
@@ -59,13 +62,14 @@ from fastsoftmax._numba.vectors import (
     store_columns,
     store_part,
     stream,
+    sum_counts,
     sum_lanes,
     to_odd,
     with_masked,
 )
 
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of vectors.py.
-VECTORS = 0x559355AB
+VECTORS = 0xBD533D9A
 
 GROUP = 8 * LANES  # entries added as one tree
 BLOCK = 2048  # entries that share a maximum: 8 KB of float32
@@ -90,8 +94,9 @@ NATIVE = np.int64(10)  # rows are contiguous, unmasked, of the type of the arith
 DIRECT = np.int64(11)  # rows of the output are contiguous, of the type of the arithmetic
 STREAMED = np.int64(12)  # the output goes past the caches
 BY_COLUMNS = np.int64(13)
+EXTRAS = np.int64(14)  # the address of what only scoring and sampling know, or 0
 # Then, for each axis, its length and the steps along it, in bytes:
-FIELDS = np.int64(14)
+FIELDS = np.int64(15)
 LENGTH, X, OUT, WHERE, TEMPERATURE = map(np.int64, range(5))
 
 # Where things are in a workspace, memory that one thread needs; each is large enough for float64.
@@ -286,11 +291,12 @@ def _chunk_size(cols, itemsize):
 
 
 @inlined
-def _row_state(address, cols, itemsize):
+def _row_state(address, cols, itemsize, keeps):
+    """The state of a row; `keeps` says whether terms are kept in it."""
     size = 8 * (_blocks(cols) + LANES)
     weights = _aligned(address)
     kept = weights + 2 * size + CACHE_LINE
-    blocks_kept = min(_blocks(cols), KEPT // (BLOCK * itemsize))
+    blocks_kept = min(_blocks(cols), KEPT // (BLOCK * itemsize)) if keeps else 0
     return RowState(weights, weights + size, weights + 2 * size, kept, blocks_kept)
 
 
@@ -303,6 +309,7 @@ def _column_state(work, column, cols, itemsize):
     return RowState(weights, weights + size, NONE, NONE, NONE)
 
 
+@register_jitable
 def workspace_size(cols: int, itemsize: int, by_columns: bool) -> int:
     """Bytes of the workspace of a call."""
     size = CHUNKS + CACHE_LINE
@@ -314,10 +321,11 @@ def workspace_size(cols: int, itemsize: int, by_columns: bool) -> int:
     return size
 
 
-def row_state_size(cols: int, itemsize: int) -> int:
+@register_jitable
+def row_state_size(cols: int, itemsize: int, keeps: bool) -> int:
     """Bytes of the state of a row."""
     blocks = -(-cols // BLOCK)
-    kept = min(KEPT, -(-cols // GROUP) * GROUP * itemsize)
+    kept = min(KEPT, -(-cols // GROUP) * GROUP * itemsize) if keeps else 0
     return 16 * (blocks + LANES) + kept + 2 * CACHE_LINE
 
 
@@ -423,13 +431,24 @@ def _gather(batch, row, start, size, target, work, number):
         done += count
 
 
-@inlined
 def _source(batch, row, start, size, work, number):
-    """The address of a contiguous run of the entries of a row from `start` on."""
+    """The address of a contiguous run of the entries of a row from `start` on.
+
+    What else but memory they come from is told by the type of `row`.
+    """
+    raise NotImplementedError
+
+
+def _source_in_memory(batch, row, start, size, work, number):
     if _field(batch, NATIVE):
         return row.x + start * size_of(number)
     _gather(batch, row, start, size, work + ENTRIES, work, number)
     return work + ENTRIES
+
+
+@overload(_source)
+def _overload_source(batch, row, start, size, work, number):
+    return _source_in_memory if row.instance_class is Row else None
 
 
 @_jit
@@ -723,23 +742,31 @@ def _block_terms(b, state, work, number):
     return state.kept + b * BLOCK * size_of(number) if b < state.blocks_kept else work + TERMS
 
 
+class Block(NamedTuple):
+    """A block of a row: the address of its entries, their number, the largest of them."""
+
+    source: int
+    size: int
+    top: float
+
+
 @inlined
-def _reduce_blocks(batch, row, scale, begin, end, state, work, number):
-    """Set the maxima and sums of a range of blocks, and keep their terms if there is room."""
+def _reduce_block(batch, row, scale, b, state, work, number):
+    """Set the maximum and the sum of a block, and keep its terms if there is room."""
     shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
     itemsize = _bytes_of(_field(batch, X_TYPE))
     dense = _axis(batch, _field(batch, LAST), X) == itemsize
     lines = GROUP * itemsize // CACHE_LINE if dense else 0
-    for b in range(begin, end):
-        start = b * BLOCK
-        size = min(BLOCK, _field(batch, COLS) - start)
-        source = _source(batch, row, start, size, work, number)
-        terms = _block_terms(b, state, work, number)
-        top = largest(_maximum(source, size, number))
-        ahead = row.x + (start + AHEAD) * itemsize
-        _exponentials(source, size, splat(top), shrink, hi, lo, terms, ahead, lines, number)
-        poke(state.sums + 8 * b, _sum(terms, size, number))
-        poke(state.weights + 8 * b, np.float64(top))
+    start = b * BLOCK
+    size = min(BLOCK, _field(batch, COLS) - start)
+    source = _source(batch, row, start, size, work, number)
+    terms = _block_terms(b, state, work, number)
+    top = largest(_maximum(source, size, number))
+    ahead = row.x + (start + AHEAD) * itemsize
+    _exponentials(source, size, splat(top), shrink, hi, lo, terms, ahead, lines, number)
+    poke(state.sums + 8 * b, _sum(terms, size, number))
+    poke(state.weights + 8 * b, np.float64(top))
+    return Block(source, size, np.float64(top))
 
 
 @_jit
@@ -791,25 +818,31 @@ def _weighted_sum(blocks, state):
     return total[0] + total[1]
 
 
-@_jit
-def _row_log_sum(batch, row, scale, top, best, total, state, work, number):
-    """log(total) to full relative precision, however near to 1 `total` is.
+@inlined
+def _row_rest(batch, row, scale, top, best, total, state, work, number):
+    """total - 1 to full relative precision.
 
     A total below NEAR_ONE holds the maximum once, and no other term near 1. The block that has it
     is then summed again without.
     """
+    if not total < NEAR_ONE:
+        return total - 1.0
+    start = best * BLOCK
+    size = min(BLOCK, _field(batch, COLS) - start)
+    source = _source(batch, row, start, size, work, number)
+    shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
+    terms, highest = work + TERMS, splat(number(top))
+    _exponentials(source, size, highest, shrink, hi, lo, terms, NONE, NONE, number)
+    _without_top(terms, size, number)
+    poke(state.sums + 8 * best, _sum(terms, size, number))
+    return _weighted_sum(_blocks(_field(batch, COLS)), state)
+
+
+@_jit
+def _row_log_sum(batch, row, scale, top, best, total, state, work, number):
+    """log(total) to full relative precision, however near to 1 `total` is."""
     kept_apart()
-    rest = 0.0
-    if total < NEAR_ONE:
-        start = best * BLOCK
-        size = min(BLOCK, _field(batch, COLS) - start)
-        source = _source(batch, row, start, size, work, number)
-        shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
-        terms, highest = work + TERMS, splat(number(top))
-        _exponentials(source, size, highest, shrink, hi, lo, terms, NONE, NONE, number)
-        _without_top(terms, size, number)
-        poke(state.sums + 8 * best, _sum(terms, size, number))
-        rest = _weighted_sum(_blocks(_field(batch, COLS)), state)
+    rest = _row_rest(batch, row, scale, top, best, total, state, work, number)
     return first_of(log_of_sum(splat(total), splat(rest)))
 
 
@@ -817,13 +850,16 @@ def _row_log_sum(batch, row, scale, top, best, total, state, work, number):
 def _count(batch, row, threshold, work, number):
     """How many entries of a row reach a threshold."""
     kept_apart()
-    count = 0
+    count = no_counts(np.float64)
     for start in range(0, _field(batch, COLS), BLOCK):
         size = min(BLOCK, _field(batch, COLS) - start)
         source = _source(batch, row, start, size, work, number)
-        for i in range(size):
-            count += peek(source + i * size_of(number), number) >= threshold
-    return np.float64(count)
+        while size > 0:
+            x = load_part(source, size, np.nan, number)
+            count = counted(count, convert(x, np.float64) >= threshold)
+            source += LANES * size_of(number)
+            size -= LANES
+    return np.float64(sum_counts(count))
 
 
 @_jit
@@ -1224,7 +1260,7 @@ def _run(operation, workspace, row_state, table, begin, end):
     number, itemsize = workspace.dtype.type, workspace.itemsize
     batch, work = np.int64(table.ctypes.data), _aligned(workspace.ctypes.data)
     cols = _field(batch, COLS)
-    state = _row_state(row_state.ctypes.data, cols, itemsize)
+    state = _row_state(row_state.ctypes.data, cols, itemsize, operation == SOFTMAX)
     by_columns = _field(batch, BY_COLUMNS) != 0
     length = _axis(batch, _field(batch, FIRST) - 1, LENGTH)
     blocks, widest = _blocks(cols), TILE // itemsize
@@ -1250,7 +1286,8 @@ def _run(operation, workspace, row_state, table, begin, end):
             temperature = peek(neighbour.temperature, np.float64)
             if temperature != scale.temperature:
                 scale = _read_scale(temperature, number)
-            _reduce_blocks(batch, neighbour, scale, NONE, blocks, state, work, number)
+            for b in range(blocks):
+                _reduce_block(batch, neighbour, scale, b, state, work, number)
             _plan_row(operation, batch, neighbour, scale, state, work, number)
             if operation != LOGSUMEXP:
                 _write_blocks(operation, batch, neighbour, scale, NONE, blocks, state, work, number)
@@ -1295,7 +1332,7 @@ def logsumexp(workspace, row_state, table, begin, end):
 def _one_row(workspace, row_state, table, r):
     number, itemsize = workspace.dtype.type, workspace.itemsize
     batch, work = np.int64(table.ctypes.data), _aligned(workspace.ctypes.data)
-    state = _row_state(row_state.ctypes.data, _field(batch, COLS), itemsize)
+    state = _row_state(row_state.ctypes.data, _field(batch, COLS), itemsize, True)
     row = _row(batch, r)
     return batch, row, _read_scale(peek(row.temperature, np.float64), number), state, work
 
@@ -1308,7 +1345,8 @@ def reduce_row(workspace, row_state, table, r, begin, end):
     too, and `workspace` is not.
     """
     batch, row, scale, state, work = _one_row(workspace, row_state, table, r)
-    _reduce_blocks(batch, row, scale, begin, end, state, work, workspace.dtype.type)
+    for b in range(begin, end):
+        _reduce_block(batch, row, scale, b, state, work, workspace.dtype.type)
 
 
 @_cached_jit

@@ -175,7 +175,9 @@ for _names in (
     (operator.lshift, None, "shl"),
     (operator.rshift, None, "ashr"),
     (operator.and_, None, "and_"),
+    (operator.or_, None, "or_"),
     (operator.gt, "fcmp_ordered", "icmp_signed", ">"),
+    (operator.ge, "fcmp_ordered", "icmp_signed", ">="),
     (operator.lt, "fcmp_ordered", "icmp_signed", "<"),
     (operator.eq, "fcmp_ordered", "icmp_signed", "=="),
     (operator.ne, "fcmp_unordered", "icmp_signed", "!="),
@@ -258,6 +260,36 @@ def to_float(code, vector):
 def any_of(code, condition):
     bits = ir.IntType(LANES)
     return code.icmp_unsigned("!=", code.bitcast(condition, bits), ir.Constant(bits, 0))
+
+
+@_instruction(lambda condition: types.int64)
+def lanes_of(code, condition):
+    """The lanes in which a condition holds, as bits."""
+    return code.zext(code.bitcast(condition, ir.IntType(LANES)), INT64)
+
+
+@_instruction(lambda number: Vector(_SAME_SIZE[number.instance_type]))
+def no_counts(code, _):
+    """A count of 0 for each lane, as `counted` takes it for vectors of a type."""
+    return ir.Constant(code.result, [0] * LANES)
+
+
+@_instruction(lambda counts, condition: counts)
+def counted(code, counts, condition):
+    """Counts with one more in the lanes in which a condition holds."""
+    return code.sub(counts, code.sext(condition, code.result))
+
+
+@_instruction(lambda counts: types.int64)
+def sum_counts(code, counts):
+    name = f"vector.reduce.add.v{LANES}i{counts.type.element.width}"
+    return code.sext(code.call_llvm(name, counts.type.element, [counts]), INT64)
+
+
+@_instruction(lambda bits: types.int64)
+def lowest_bit(code, bits):
+    """The place of the lowest bit that is set."""
+    return code.cttz(bits, ir.Constant(ir.IntType(1), 1))
 
 
 @_instruction(lambda vector: vector.dtype)
@@ -630,6 +662,36 @@ def _exp2_f64(t, hi, lo):
 @overload(exp2)
 def _overload_exp2(t, hi, lo):
     return {types.float32: _exp2_f32, types.float64: _exp2_f64}.get(t.dtype)
+
+
+# As exp2 for float64, of degree 9; the relative error of 2**f is 3.7e-14.
+W1, W2, W3, W4, W5, W6, W7, W8, W9 = _constants(
+    "0x1.62e42fefa39efp-1 0x1.ebfbdff823cedp-3 0x1.c6b08d7047e52p-5 0x1.3b2ab7181b755p-7 "
+    "0x1.5d87fe86fe88ep-10 0x1.4308ac85aa947p-13 0x1.ffcb9515a8016p-17 0x1.63d136366db24p-20 "
+    "0x1.b63880a30e9ffp-24",
+    float,
+)
+
+
+@inlined
+def exp2_weight(t, hi):
+    """``2**(t*hi)`` as `exp2` of float64 has it, less exact: for sums that a draw is compared with.
+
+    The error is 3.7e-14 and 2**-53 for each unit of t*hi.
+    """
+    rounded = fma(t, hi, MAGIC_F64)
+    f = fma(t, hi, MAGIC_F64 - rounded)
+    p = fma(W9, f, W8)
+    p = fma(p, f, W7)
+    p = fma(p, f, W6)
+    p = fma(p, f, W5)
+    p = fma(p, f, W4)
+    p = fma(p, f, W3)
+    p = fma(p, f, W2)
+    p = fma(p, f, W1)
+    p = fma(p, f, 1.0)
+    p = p * floats_of(bits_of(rounded) << 52)
+    return choose(rounded < LOWEST_F64, 0.0, p)
 
 
 # Below, a total is taken as 1 and the rest, which is summed without the 1.
