@@ -168,7 +168,9 @@ fastsoftmax_status fastsoftmax_write_blocks(const fastsoftmax_batch *batch, fast
     const fsm_kernels *kernels;
     const fastsoftmax_status status =
         check_blocks(batch, op, row, block_begin, block_end, &kernels);
-    if (status == FASTSOFTMAX_OK)
+    /* What is written once, with the first block, is not for a thread that has no block. */
+    if (status == FASTSOFTMAX_OK &&
+        (block_begin < block_end || fastsoftmax_block_count(batch) == 0))
         kernels->write_blocks(batch, op, row, block_begin, block_end, shared, scratch);
     return status;
 }
