@@ -233,6 +233,17 @@ def test_tensors_of_torch() -> None:
         state = SoftmaxState(k=2, token_ids=torch.tensor([1, 2, 3]), temperature=torch.tensor(1.0))
         state.update(y[:, :9])
         state.update(y[:, 9:])
+        merged = SoftmaxState(k=2, token_ids=torch.tensor([1, 2, 3]), temperature=torch.tensor(1.0))
+        merged.merge(pickle.loads(pickle.dumps(state)))
+        for each in (state, merged):
+            ids, logprobs = each.topk_logprobs()
+            assert ids.dtype == torch.int64
+            for result in (logprobs, each.logsumexp(), each.token_logprobs()):
+                assert isinstance(result, torch.Tensor)
+                assert result.dtype == torch.float32
+        if dtype == torch.float32:
+            assert same_bits(state.logsumexp().numpy(), want.logsumexp())
+            assert_array_equal(state.topk_logprobs().ids.numpy(), want.topk_logprobs().ids)
         p = state.normalize(y)
         assert isinstance(p, torch.Tensor)
         assert p.dtype == dtype

@@ -164,7 +164,17 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 def returned(result: Array, foreign: Any) -> Any:
     """What the caller gets for a fresh result: an array of the library that `foreign` belongs to if
     that is not None, else the array itself or the one number in it."""
+    return exported(result, None if foreign is None else _library_of(foreign))
+
+
+def library_name(foreign: Any) -> str | None:
+    """The name of the library that an array belongs to; None for None, or where it is not known."""
     library = None if foreign is None else _library_of(foreign)
+    return None if library is None else library.__name__
+
+
+def exported(result: Array, library: Any) -> Any:
+    """As `returned`, for a library or, for NumPy, None."""
     if library is None:
         return result[()] if result.ndim == 0 else result
     if result.dtype.name == "bfloat16":  # which NumPy does not export

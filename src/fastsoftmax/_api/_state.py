@@ -1,5 +1,6 @@
 """SoftmaxState: what a softmax needs to know of a row that is seen in pieces."""
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -101,6 +102,7 @@ class SoftmaxState:
             ) from None
         self.shape = shape
         self._dtype = logits.dtype
+        self._library = _dlpack.library_name(logits.foreign)
         self._t = np.ascontiguousarray(logits.temperature).reshape(rows, 1)
         self._maximum = np.full(rows, -np.inf)
         self._rest = np.zeros(rows)
@@ -238,6 +240,7 @@ class SoftmaxState:
         self._token_masked = self._token_masked | other._token_masked
         self._token_seen = self._token_seen | other._token_seen
         self._dtype = dtype
+        self._library = self._library or other._library
 
     def _scaled(self, values: Float64, top: Float64, dtype: np.dtype[Any]) -> Float64:
         """(values - top)/T with the limits of the temperature, for (rows, n) and (rows, 1)."""
@@ -269,8 +272,13 @@ class SoftmaxState:
         )
 
     def _finish(self, values: Float64) -> Any:
+        """A real result in its own type, as the library of the chunks has it."""
         with np.errstate(over="ignore", under="ignore"):
-            return values.astype(self._dtype, copy=False)[()]
+            return self._exported(values.astype(self._dtype, copy=False))
+
+    def _exported(self, result: Array) -> Any:
+        library = None if self._library is None else sys.modules.get(self._library)
+        return _dlpack.exported(result, library)
 
     def logsumexp(self) -> Any:
         """The log-sum-exp of x/T of the entries seen so far.
@@ -278,7 +286,8 @@ class SoftmaxState:
         Returns
         -------
         ndarray or scalar
-            Of the shape of the rows: float32 if all chunks were 16-bit or float32, else float64.
+            Of the shape of the rows, in the library of the chunks: float32 if all chunks were
+            16-bit or float32, else float64.
 
         Raises
         ------
@@ -311,7 +320,7 @@ class SoftmaxState:
         logprobs = self._logprobs(self._top_logits)
         ids = np.where(np.isfinite(self._maximum)[:, None], self._top_ids, -1)
         logprobs = np.where(ids >= 0, logprobs, np.nan)
-        return TopK(ids.reshape(shape), self._finish(logprobs.reshape(shape)))
+        return TopK(self._exported(ids.reshape(shape)), self._finish(logprobs.reshape(shape)))
 
     def token_logprobs(self) -> Any:
         """The log-probabilities of `token_ids` among the entries seen so far.
