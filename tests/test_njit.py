@@ -63,8 +63,15 @@ def everything(x, temperature, ids, uniforms):
     )
 
 
-# Each pair of types and layouts is compiled anew, so there are few.
-@pytest.mark.parametrize(("dtype", "strided"), [("f4", False), ("f4", True), ("f8", False)])
+# Each pair of types and layouts is compiled anew.
+@pytest.mark.parametrize(
+    ("dtype", "strided"),
+    [
+        pytest.param("f4", False, marks=pytest.mark.slow),
+        ("f4", True),
+        pytest.param("f8", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_batch(dtype: str, strided: bool) -> None:
     """Rows that are short, long, side by side, backwards; a number or an array of temperatures."""
     draws = 3
