@@ -913,3 +913,15 @@ def test_the_nucleus_in_doubt(backend: str) -> None:
             for nudge, more in ((-1e-11, 0), (1e-11, 1)):
                 got = filtered_logprobs(x, top_p=mass[k - 1] + nudge)
                 assert_array_equal(got.ids, np.sort(order[: k + more]))
+
+
+def test_the_nucleus_of_nearly_all(backend: str) -> None:
+    """Where the rounding of sums may leave nobody to reach the mass, all stay, not the first alone."""
+    for n in (2, 100, 5000, 40_000, 128_256):
+        for scale in (1.0, 2.0, 4.0):
+            x = make((n,), scale=scale)
+            for top_p in (1 - 2.0**-53, 1 - 1e-15):
+                got = filtered_logprobs(x, top_p=top_p)
+                left_out = np.setdiff1d(np.arange(n), got.ids)
+                p = np.exp(x.astype("f8") - x.max())
+                assert p[left_out].sum() <= 1e-12 * p.sum()
