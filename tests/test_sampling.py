@@ -916,7 +916,7 @@ def test_the_nucleus_in_doubt(backend: str) -> None:
 
 
 def test_the_nucleus_of_nearly_all(backend: str) -> None:
-    """Where the rounding of sums may leave nobody to reach the mass, all stay, not the first alone."""
+    """Where rounding may leave no token to reach the mass: all stay, not the first alone."""
     for n in (2, 100, 5000, 40_000, 128_256):
         for scale in (1.0, 2.0, 4.0):
             x = make((n,), scale=scale)
