@@ -56,7 +56,8 @@ enum {
     STEP = 16,          /* virtual lanes: entry i of a block belongs to lane i % STEP */
     GROUP = 8 * STEP,   /* entries that are added as a tree in the row's own type */
     BLOCK = 16 * GROUP, /* entries that share a maximum; 8 KB of float */
-    TILE = 64           /* rows that the column kernel treats at once, at most */
+    TILE = 64,          /* rows that the column kernel treats at once, at most */
+    FSM_PAGE = 4096     /* bytes after which places in memory look alike to a CPU */
 };
 
 /* The kernels of one instruction set and one arithmetic type. The batch has been checked. */

@@ -6,7 +6,7 @@ typedef __mmask8 mask_f64;
 #define LANES_f32 16
 #define LANES_f64 8
 #define UNROLL FSM_UNROLL
-#define IN_STEP 8 /* exponentials in step: as many as the registers hold */
+#define IN_STEP 4 /* exponentials in step: with more of them registers are spilled */
 
 FSM_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 FSM_INLINE void v_prefetch_far(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
