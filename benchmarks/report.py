@@ -329,10 +329,11 @@ def _copies(x: np.ndarray, in_cache: bool) -> list[np.ndarray]:
 
 
 def _task(who: Contender, shape: Shape, copies: Sequence[np.ndarray]) -> Task:
-    """The work on each of several copies in turn, done once."""
+    """The work on each of several copies in turn, done once: outputs have their memory."""
     calls = [who.prepare(x, shape.axis) for x in copies]
     with who.context():
-        calls[0]()
+        for call in calls:
+            call()
     return Task(in_turn(calls), who.context)
 
 
