@@ -113,7 +113,7 @@ def test_a_batch(kernels: str, dtype: str, strided: bool) -> None:
     def of(name: str, *args: Any, **kwargs: Any) -> Any:
         return public(name, *args, kernels=kernels, **kwargs)
 
-    for rows, cols in ((20, 9), (3, 5000), (0, 7)):
+    for rows, cols in ((20, 9), (3, 5000)) + ((0, 7),) * (not strided):
         x = logits(rows, cols, dtype=dtype)
         if rows:
             x[1, 3] = -np.inf
@@ -123,16 +123,14 @@ def test_a_batch(kernels: str, dtype: str, strided: bool) -> None:
         u = np.array([[njit.uniform(5, i, 2, j) for j in range(draws)] for i in range(rows)])
         u = u.reshape(rows, draws)
         t = T if strided else np.linspace(0.5, 2, rows)
-        columns = np.repeat(x, 2, axis=0).copy(order="F")[::2]
         backwards = np.repeat(x[::-1, ::-1], 2, axis=1)[::-1, ::-2]
-        for y in (columns, backwards) if strided else (x,):
+        for y, share in ((in_columns(x), 0.9), (backwards, 1.0)) if strided else ((x, None),):
             assert_array_equal(y, x)
             where = bits = None
             if strided:
-                some = rng.random((2, rows, cols)) < 0.9
-                some[:, :1, :5] = False
-                where = (some[0] if y is columns else np.ones_like(x, bool)).copy(order="F")
-                bits = packed(some[1] if y is columns else np.ones_like(x, bool))
+                allowed = rng.random((2, rows, cols)) < share
+                allowed[0, 0] = share == 1.0
+                where, bits = in_columns(allowed[0]), packed(allowed[1])
             (p, log_p, sums, entropies), tokens, draw = everything(y, t, ids, u, where, bits)
             mask = {"temperature": t, "where": where}
             assert same_bits(p, of("softmax", x, **mask))
@@ -153,6 +151,11 @@ def test_a_batch(kernels: str, dtype: str, strided: bool) -> None:
             drawn = of("sample", x, **mask, **filters, seed=5, step=2, num_samples=draws)
             assert_array_equal(draw[0], drawn.ids)
             assert_array_equal(draw[1].astype(dtype), drawn.logprobs)
+
+
+def in_columns(a: np.ndarray) -> np.ndarray:
+    """An equal array whose rows lie side by side, with others between them."""
+    return np.repeat(a, 2, axis=0).copy(order="F")[::2]
 
 
 def packed(mask: np.ndarray) -> np.ndarray:
@@ -202,29 +205,31 @@ def test_draws(kernels: str) -> None:
     assert (ids[:, 2:] == -1).all()
 
 
-@numba.njit(nogil=True)
-def row(x, ids, uniforms):
-    p, log_p = np.empty(x.shape, x.dtype), x.copy()
-    njit.softmax(x, 1, p)
-    njit.log_softmax(log_p, 1.0, log_p)
-    logprobs, ranks = np.empty(len(ids)), np.empty(len(ids), np.int64)
-    njit.token_logprobs(x, ids, 1.0, logprobs, ranks)
-    best, best_logprobs = np.empty(20, np.int64), np.empty(20)
-    njit.topk_logprobs(x, 1.0, best, best_logprobs)
-    drawn, drawn_logprobs = np.empty(len(uniforms), np.int64), np.empty(len(uniforms))
-    njit.sample(x, uniforms, 1.0, 0, 1.0, 0.0, drawn, drawn_logprobs)
-    return (p, log_p, njit.logsumexp(x, 1.0), njit.entropy(x, 1.0)), logprobs, ranks, best, drawn
-
-
-def test_a_row() -> None:
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_row(kernels: str) -> None:
     """In place, and for more entries than there are."""
+    f = module_of(kernels)
+
+    @numba.njit(nogil=True)
+    def row(x, ids, uniforms):
+        p, log_p = np.empty(x.shape, x.dtype), x.copy()
+        f.softmax(x, 1, p)
+        f.log_softmax(log_p, 1.0, log_p)
+        logprobs, ranks = np.empty(len(ids)), np.empty(len(ids), np.int64)
+        f.token_logprobs(x, ids, 1.0, logprobs, ranks)
+        best, best_logprobs = np.empty(20, np.int64), np.empty(20)
+        f.topk_logprobs(x, 1.0, best, best_logprobs)
+        drawn, drawn_logprobs = np.empty(len(uniforms), np.int64), np.empty(len(uniforms))
+        f.sample(x, uniforms, 1.0, 0, 1.0, 0.0, drawn, drawn_logprobs)
+        return (p, log_p, f.logsumexp(x, 1.0), f.entropy(x, 1.0)), logprobs, ranks, best, drawn
+
     x, ids = logits(12), np.array([3, -1])
     u = np.array([0.0, 0.3, 1 - 2**-53])
     (p, log_p, log_sum, entropy), logprobs, ranks, best, drawn = row(x, ids, u)
-    assert same_bits(p, public("softmax", x))
-    assert same_bits(log_p, public("log_softmax", x))
-    assert log_sum == public("logsumexp", x)
-    assert np.float32(entropy) == public("entropy", x)
+    assert same_bits(p, public("softmax", x, kernels=kernels))
+    assert same_bits(log_p, public("log_softmax", x, kernels=kernels))
+    assert log_sum == public("logsumexp", x, kernels=kernels)
+    assert np.float32(entropy) == public("entropy", x, kernels=kernels)
     assert_allclose(logprobs, [log_p[3], np.nan], rtol=1e-6)
     assert_array_equal(ranks, [1 + (x > x[3]).sum(), 0])
     assert_array_equal(best, [*np.argsort(-x), *[-1] * 8])
@@ -343,15 +348,18 @@ def test_wrong_masks_and_lists() -> None:
             call(**{name: value})
 
 
-def test_many_threads() -> None:
-    x, everything = logits(40, 3000), everything_of("numba")
-    ids, u = np.zeros((40, 1), int), generator("threads").random((40, 1))
-    t = np.full(40, T)
-    want = everything(x, t, ids, u, None, None)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_many_threads(kernels: str) -> None:
+    """With the types of a batch that has been compiled."""
+    everything, rng = everything_of(kernels), generator("threads")
+    x, where = in_columns(logits(40, 3000)), in_columns(rng.random((40, 3000)) < 0.9)
+    bits = packed(rng.random((40, 3000)) < 0.9)
+    ids, u = np.zeros((40, 1), int), rng.random((40, 1))
+    want = everything(x, T, ids, u, where, bits)
 
     def one(i: int) -> Any:
         rows = slice(i, i + 1)
-        return everything(x[rows], t[rows], ids[rows], u[rows], None, None)
+        return everything(x[rows], T, ids[rows], u[rows], where[rows], bits[rows])
 
     with ThreadPoolExecutor(8) as pool:
         parts = list(pool.map(one, range(40)))

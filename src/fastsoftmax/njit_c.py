@@ -8,6 +8,8 @@ in which the caller was compiled. Arrays must be aligned to their entries.
 The import raises `BackendUnavailableError` where the package has no C module.
 """
 
+import importlib
+
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
@@ -21,11 +23,6 @@ from fastsoftmax._numba.arguments import address as _address
 from fastsoftmax._numba.arguments import jit as _jit
 from fastsoftmax.njit import uniform
 
-_isa_name = _backends._load("c").isa
-
-from fastsoftmax._c import ffi as _ffi  # noqa: E402
-from fastsoftmax._c import lib as _lib  # noqa: E402
-
 __all__ = [
     "entropy",
     "log_softmax",
@@ -36,6 +33,10 @@ __all__ = [
     "topk_logprobs",
     "uniform",
 ]
+
+_backend = _backends._load("c")  # raises where there is none
+_c = importlib.import_module("fastsoftmax._c")
+_ffi, _lib = _c.ffi, _c.lib
 
 
 # --------------------------------------------------------------------------------------------------
@@ -51,26 +52,20 @@ def _function(name, *kinds, result=types.int32):
     return types.ExternalFunction(symbol, result(*kinds))
 
 
-_POINTER = _COUNT = _SIZE = types.int64
-_RANGE = _COUNT, _COUNT, _POINTER  # of rows, and the scratch memory
-_FILTERS = _IDS = _NUMBERS = _BATCH = _POINTER
+_ONE = types.int64  # argument: a pointer or a number
+_RANGE = (_ONE,) * 3  # of rows, and the scratch memory
+_scratch_size = _function("scratch_size", _ONE, result=_ONE)
+_scoring_scratch_size = _function("scoring_scratch_size", *(_ONE,) * 2, result=_ONE)
+_sample_scratch_size = _function("sample_scratch_size", *(_ONE,) * 2, result=_ONE)
+_softmax = _function("softmax", _ONE, *_RANGE)
+_log_softmax = _function("log_softmax", _ONE, *_RANGE)
+_logsumexp = _function("logsumexp", _ONE, *_RANGE)
+_moments = _function("moments", *(_ONE,) * 2, *_RANGE)
+_topk = _function("topk", *(_ONE,) * 4, *_RANGE)
+_token_logprobs = _function("token_logprobs", *(_ONE,) * 6, *_RANGE)
+_sample = _function("sample", *(_ONE,) * 4, types.int32, *(_ONE,) * 2, *_RANGE)
 
-_scratch_size = _function("scratch_size", _BATCH, result=_SIZE)
-_scoring_scratch_size = _function("scoring_scratch_size", _BATCH, _COUNT, result=_SIZE)
-_sample_scratch_size = _function("sample_scratch_size", _BATCH, _FILTERS, result=_SIZE)
-_softmax = _function("softmax", _BATCH, *_RANGE)
-_log_softmax = _function("log_softmax", _BATCH, *_RANGE)
-_logsumexp = _function("logsumexp", _BATCH, *_RANGE)
-_moments = _function("moments", _BATCH, _NUMBERS, *_RANGE)
-_token_logprobs = _function(
-    "token_logprobs", _BATCH, _IDS, _COUNT, _NUMBERS, _IDS, _NUMBERS, *_RANGE
-)
-_topk = _function("topk", _BATCH, _COUNT, _IDS, _NUMBERS, *_RANGE)
-_sample = _function(
-    "sample", _BATCH, _FILTERS, _NUMBERS, _COUNT, types.int32, _IDS, _NUMBERS, *_RANGE
-)
-
-_isa_variable = _ffi.new("int32_t *", getattr(_lib, f"FASTSOFTMAX_ISA_{_isa_name.upper()}"))
+_isa_variable = _ffi.new("int32_t *", _backend._isa)
 _ISA_SYMBOL = "fastsoftmax_njit_isa"
 llvmlite.binding.add_symbol(_ISA_SYMBOL, int(_ffi.cast("intptr_t", _isa_variable)))
 

@@ -13,7 +13,7 @@ from fastsoftmax._numba.vectors import F32, F64, OPTIONS
 
 jit = njit(**OPTIONS)
 
-STREAMED = 1 << 22  # bytes of an output that goes past the caches
+_STREAMED = 1 << 22  # bytes of an output that goes past the caches
 FIELDS = int(kernels.FIELDS)
 # A batch has two axes. Behind them stand a temperature for all rows, and what only scoring and
 # sampling know.
@@ -236,7 +236,7 @@ def rows(x, temperature, out, where):
     table[kernels.OUT_TYPE] = _code(out)
     across, along = _steps(out)
     table[kernels.DIRECT] = along == out.itemsize
-    table[kernels.STREAMED] = out.size * out.itemsize >= STREAMED
+    table[kernels.STREAMED] = out.size * out.itemsize >= _STREAMED
     table[kernels.BY_COLUMNS] = _by_columns(x)
     table[FIELDS + 2], table[FIELDS + 7] = across, along
     return table
