@@ -75,3 +75,8 @@ def interleaved(
                     n = repeats[name]
                     results[name].append(_nanoseconds(task.call, n, clock) / n)
     return results
+
+
+def undisturbed(times: Sequence[float]) -> float:
+    """What the fastest tenth of the rounds took, which all else on the machine has slowed least."""
+    return sorted(times)[len(times) // 10]

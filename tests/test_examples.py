@@ -53,7 +53,7 @@ def test_documents(document: Path) -> None:
     for library in ("torch", "numba"):
         if any(f"import {library}" in block for block in python):
             pytest.importorskip(library)
-    if any("get_include" in block for block in python):
+    if any("get_include" in block or "njit_c" in block for block in python):
         pytest.importorskip("fastsoftmax._c")
     with np.printoptions(legacy=False):
         results = doctest.testfile(str(document), module_relative=False)

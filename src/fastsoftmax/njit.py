@@ -7,35 +7,25 @@ Each call works in memory of its own, so any number of threads may be in them.
 Logits are arrays of float32 or float64 of any strides: a row ``(vocab,)`` or a batch
 ``(rows, vocab)``. A temperature is a number or a contiguous array of float64, one for each row of a
 batch. Outputs are given, one for a row where it has only one number; they must not overlap the
-logits unless that is said. What results mean is said of the functions of the same names of
-`fastsoftmax`; their bits are those of its Numba backend.
+logits unless that is said. A mask is left out, or `where`, an array of bool of the shape of the
+logits, or `token_bitmask`, an array of int32 of shape (ceil(vocab / 32),) for a row and
+(rows, ceil(vocab / 32)) for a batch, contiguous along a row; if both are given, either masks. What
+results mean is said of the functions of the same names of `fastsoftmax`; their bits are those of
+its Numba backend.
 
 Functions raise ValueError or IndexError where shapes or numbers do not fit, and Numba's TypingError
 where types do not.
 """
 
 import numpy as np
-from numba import njit, types
-from numba.core.errors import TypingError
-from numba.extending import overload
 
+from fastsoftmax._numba import arguments as _arguments
 from fastsoftmax._numba import kernels as _kernels
-from fastsoftmax._numba.kernels import log_softmax as _log_softmax
-from fastsoftmax._numba.kernels import logsumexp as _logsumexp
-from fastsoftmax._numba.kernels import row_state_size as _row_state_size
-from fastsoftmax._numba.kernels import softmax as _softmax
-from fastsoftmax._numba.kernels import workspace_size as _workspace_size
-from fastsoftmax._numba.sampling import capacity as _capacity
-from fastsoftmax._numba.sampling import room_size as _room_size
-from fastsoftmax._numba.sampling import sample as _sample
-from fastsoftmax._numba.scoring import best_room as _best_room
-from fastsoftmax._numba.scoring import moments as _moments
-from fastsoftmax._numba.scoring import moments_room as _moments_room
-from fastsoftmax._numba.scoring import token_logprobs as _token_logprobs
-from fastsoftmax._numba.scoring import topk as _topk
-from fastsoftmax._numba.vectors import F32 as _F32
-from fastsoftmax._numba.vectors import F64 as _F64
-from fastsoftmax._numba.vectors import OPTIONS as _OPTIONS
+from fastsoftmax._numba import sampling as _sampling
+from fastsoftmax._numba import scoring as _scoring
+from fastsoftmax._numba.arguments import address as _address
+from fastsoftmax._numba.arguments import jit as _jit
+from fastsoftmax._numba.arguments import layout as _layout
 
 __all__ = [
     "entropy",
@@ -48,168 +38,27 @@ __all__ = [
     "uniform",
 ]
 
-_jit = njit(**_OPTIONS)
-
-_STREAMED = 1 << 22  # bytes of an output that goes past the caches
-_FIELDS = int(_kernels.FIELDS)
-_SIZE = _FIELDS + 11  # a batch: two axes, and a temperature behind it
-_SHORT = _kernels.SHORT
-# Arguments of the types that the backend gives: Numba compiles anew for a literal.
-_ZERO, _TRUE = np.int64(0), np.bool_(True)
-
-
-# --------------------------------------------------------------------------------------------------
-# What depends on types
-
-
-def _check_logits(x):
-    if not (
-        isinstance(x, types.Array)
-        and x.ndim in (1, 2)
-        and x.dtype in (types.float32, types.float64)
-    ):
-        raise TypingError(f"logits are {x}; they must be a 1-D or 2-D array of float32 or float64")
-
-
-def _layout(x):
-    """Rows, entries of a row, and the bytes from a row and from an entry to the next."""
-    raise NotImplementedError
-
-
-@overload(_layout)
-def _overload_layout(x):
-    _check_logits(x)
-    if x.ndim == 1:
-        return lambda x: (1, x.shape[0], 0, x.strides[0])
-    return lambda x: (x.shape[0], x.shape[1], x.strides[0], x.strides[1])
-
-
-def _code(x):
-    """The type of an array in memory, as kernels have it."""
-    raise NotImplementedError
-
-
-@overload(_code)
-def _overload_code(x):
-    code = _F32 if x.dtype == types.float32 else _F64
-    return lambda x: code
-
-
-def _temperatures(temperature, rows, table):
-    """The address of the temperature of the first row, and the bytes to the next one."""
-    raise NotImplementedError
-
-
-@overload(_temperatures)
-def _overload_temperatures(temperature, rows, table):
-    if isinstance(temperature, types.Number) and not isinstance(temperature, types.Complex):
-
-        def one(temperature, rows, table):
-            if not temperature >= 0.0:
-                raise ValueError("temperature must not be negative or NaN")
-            table.view(np.float64)[_SIZE - 1] = temperature
-            return _address(table) + 8 * (_SIZE - 1), 0
-
-        return one
-    if isinstance(temperature, types.Array) and (
-        temperature.ndim,
-        temperature.layout,
-        temperature.dtype,
-    ) == (1, "C", types.float64):
-
-        def many(temperature, rows, table):
-            if temperature.shape[0] != rows:
-                raise ValueError("temperature must be one number or one for each row")
-            for t in temperature:
-                if not t >= 0.0:
-                    raise ValueError("temperature must not be negative or NaN")
-            return _address(temperature), 8
-
-        return many
-    raise TypingError(
-        f"temperature is {temperature}; it must be a number or a contiguous 1-D array of float64"
-    )
-
-
-# --------------------------------------------------------------------------------------------------
-# What the kernels take
-
-
-@_jit
-def _address(a):
-    return np.int64(a.ctypes.data)
-
-
-@_jit
-def _prepare(x, temperature, more):
-    """The table of a batch, with room for `more` numbers of 8 bytes behind it from `_SIZE` on."""
-    rows, cols, across, along = _layout(x)
-    table = np.empty(_SIZE + more, np.int64)
-    table[:_SIZE] = 0
-    address, step = _temperatures(temperature, rows, table)
-    table[0] = table[1] = 1
-    table[2] = cols
-    table[3] = _address(x)
-    table[6] = address
-    table[7] = _code(x)
-    table[10] = along == x.itemsize
-    # An axis is its length and its steps: of logits, output, mask and temperature.
-    rows_axis, cols_axis = _FIELDS, _FIELDS + 5
-    table[rows_axis], table[rows_axis + 1], table[rows_axis + 4] = rows, across, step
-    table[cols_axis], table[cols_axis + 1] = cols, along
-    return table
-
-
-@_jit
-def _by_columns(x):
-    """Whether rows are short or lie side by side."""
-    _, cols, across, along = _layout(x)
-    return 0 < cols <= _SHORT or (across == x.itemsize and along != x.itemsize)
+_ROWS, _BY_COLUMNS = _kernels.FIELDS, _kernels.BY_COLUMNS  # fields of a table
+_ZERO = np.int64(0)  # of the type that the backend gives: Numba compiles anew for a literal
 
 
 @_jit
 def _memory(x, by_columns, keeps):
-    """A workspace and the state of a row."""
+    """A workspace and the state of a row behind it, as one piece of memory is had sooner."""
     _, cols, _, _ = _layout(x)
-    size = _workspace_size(cols, x.itemsize, by_columns)
-    workspace = np.empty(size // x.itemsize + 1, x.dtype)
-    return workspace, np.empty(_row_state_size(cols, x.itemsize, keeps), np.uint8)
+    size = _kernels.workspace_size(cols, x.itemsize, by_columns) // x.itemsize + 1
+    more = _kernels.row_state_size(cols, x.itemsize, keeps) // x.itemsize + 1
+    workspace = np.empty(size + more, x.dtype)
+    return workspace, workspace[size:].view(np.uint8)
 
 
 @_jit
-def _prepare_rows(x, temperature, out):
-    """As `_prepare`, for an operation that writes rows."""
-    if out.shape != x.shape:
-        raise ValueError("out must have the shape of the logits")
-    table = _prepare(x, temperature, 0)
-    _, _, across, along = _layout(out)
-    table[4] = _address(out)
-    table[8] = _code(out)
-    table[11] = along == out.itemsize
-    table[12] = out.size * out.itemsize >= _STREAMED
-    table[13] = _by_columns(x)
-    table[_FIELDS + 2], table[_FIELDS + 7] = across, along
-    return table
-
-
-def _check_rows(x, out):
-    raise NotImplementedError
-
-
-@overload(_check_rows)
-def _overload_check_rows(x, out):
-    _check_logits(x)
-    if not (isinstance(out, types.Array) and (out.ndim, out.dtype) == (x.ndim, x.dtype)):
-        raise TypingError(f"out is {out}; it must be an array like the logits, which are {x}")
-    return lambda x, out: None
-
-
-# --------------------------------------------------------------------------------------------------
-# Rows that are written
+def _kept(memory):
+    """Memory of which a kernel has the address alone lives until this is called."""
 
 
 @_jit
-def softmax(x, temperature, out):
+def softmax(x, temperature, out, where=None):
     """Probabilities ``exp(x/T) / sum(exp(x/T))``.
 
     Parameters
@@ -218,6 +67,7 @@ def softmax(x, temperature, out):
     temperature : float, or array of float64, (rows,)
     out : array of the shape and dtype of `x`
         It may be `x`.
+    where : array of bool, of the shape of `x`, optional
 
     Examples
     --------
@@ -232,14 +82,13 @@ def softmax(x, temperature, out):
     >>> round(float(largest_probability(np.array([1.0, 2.0, 3.0]))), 4)
     0.6652
     """
-    _check_rows(x, out)
-    table = _prepare_rows(x, temperature, out)
-    workspace, row_state = _memory(x, table[13] != 0, True)
-    _softmax(workspace, row_state, table, _ZERO, table[_FIELDS])
+    table = _arguments.rows(x, temperature, out, where)
+    workspace, row_state = _memory(x, table[_BY_COLUMNS] != 0, True)
+    _kernels.softmax(workspace, row_state, table, _ZERO, table[_ROWS])
 
 
 @_jit
-def log_softmax(x, temperature, out):
+def log_softmax(x, temperature, out, where=None):
     """Log-probabilities; parameters as for `softmax`.
 
     Examples
@@ -251,110 +100,13 @@ def log_softmax(x, temperature, out):
     >>> out
     array([-9.35762297e-14, -3.00000000e+01])
     """
-    _check_rows(x, out)
-    table = _prepare_rows(x, temperature, out)
-    workspace, row_state = _memory(x, table[13] != 0, False)
-    _log_softmax(workspace, row_state, table, _ZERO, table[_FIELDS])
-
-
-# --------------------------------------------------------------------------------------------------
-# One number for each row
-
-
-def _is_zero(temperature):
-    raise NotImplementedError
-
-
-@overload(_is_zero)
-def _overload_is_zero(temperature):
-    if isinstance(temperature, types.Array):
-        return lambda temperature: (temperature == 0.0).any()
-    return lambda temperature: temperature == 0.0
+    table = _arguments.rows(x, temperature, out, where)
+    workspace, row_state = _memory(x, table[_BY_COLUMNS] != 0, False)
+    _kernels.log_softmax(workspace, row_state, table, _ZERO, table[_ROWS])
 
 
 @_jit
-def _logsumexp_into(x, temperature, out):
-    if _is_zero(temperature):
-        raise ValueError("temperature is 0, where logsumexp has no limit")
-    table = _prepare(x, temperature, 0)
-    table[4], table[8] = _address(out), _code(out)
-    table[13] = _by_columns(x)
-    table[_FIELDS + 2] = out.strides[0]
-    workspace, row_state = _memory(x, table[13] != 0, False)
-    _logsumexp(workspace, row_state, table, _ZERO, table[_FIELDS])
-
-
-@_jit
-def _entropy_into(x, temperature, out):
-    _, cols, _, _ = _layout(x)
-    table = _prepare(x, temperature, _moments_room(cols) // 8 + 4)
-    numbers = table.view(np.float64)
-    workspace, row_state = _memory(x, False, False)
-    # One row after the other, as the kernel has four results for each.
-    room = _address(table) + 8 * _SIZE
-    for row in range(table[_FIELDS]):
-        _moments(workspace, row_state, table, room - 32 * row, room + 32, row, row + 1)
-        out[row] = numbers[_SIZE + 3]
-
-
-def _check_reduced(name, x, out):
-    """Whether there is an output: for a batch, and not for a row."""
-    _check_logits(x)
-    if x.ndim == 1 and _is_none(out):
-        return False
-    dtype = x.dtype if name == "logsumexp" else types.float64
-    if x.ndim == 2 and isinstance(out, types.Array) and (out.ndim, out.dtype) == (1, dtype):
-        return True
-    raise TypingError(
-        f"out is {out}; for a row it must be left out, for a batch be a 1-D array of {dtype}"
-    )
-
-
-def _is_none(kind):
-    """Whether an argument is None, or left out where that is the default."""
-    return kind is None or isinstance(kind, types.NoneType) or getattr(kind, "value", 0) is None
-
-
-def _logsumexp_of(x, temperature, out):
-    raise NotImplementedError
-
-
-@overload(_logsumexp_of)
-def _overload_logsumexp_of(x, temperature, out):
-    def row(x, temperature, out):
-        result = np.empty(1, x.dtype)
-        _logsumexp_into(x, temperature, result)
-        return result[0]
-
-    def batch(x, temperature, out):
-        if out.shape[0] != x.shape[0]:
-            raise ValueError("out must have a number for each row")
-        _logsumexp_into(x, temperature, out)
-
-    return batch if _check_reduced("logsumexp", x, out) else row
-
-
-def _entropy_of(x, temperature, out):
-    raise NotImplementedError
-
-
-@overload(_entropy_of)
-def _overload_entropy_of(x, temperature, out):
-    def row(x, temperature, out):
-        result = np.empty(1)
-        _entropy_into(x, temperature, result)
-        return result[0]
-
-    def batch(x, temperature, out):
-        if out.shape[0] != x.shape[0]:
-            raise ValueError("out must have a number for each row")
-        _entropy_into(x, temperature, out)
-
-    return batch if _check_reduced("entropy", x, out) else row
-
-
-@_jit
-def logsumexp(x, temperature, out=None):
+def logsumexp(x, temperature, out=None, where=None):
     """``log(sum(exp(x/T)))``.
 
     Parameters
@@ -364,6 +116,7 @@ def logsumexp(x, temperature, out=None):
         Not 0.
     out : array of the dtype of `x`, (rows,)
         For a batch; for a row it is left out.
+    where : array of bool, of the shape of `x`, optional
 
     Returns
     -------
@@ -377,11 +130,15 @@ def logsumexp(x, temperature, out=None):
     >>> float(logsumexp(np.array([0.0, -40.0]), 1.0))
     4.248354255291589e-18
     """
-    return _logsumexp_of(x, temperature, out)
+    results = _arguments.results(x, out, x.dtype)
+    table = _arguments.reduced(x, temperature, results, where)
+    workspace, row_state = _memory(x, table[_BY_COLUMNS] != 0, False)
+    _kernels.logsumexp(workspace, row_state, table, _ZERO, table[_ROWS])
+    return _arguments.returned(results, out)
 
 
 @_jit
-def entropy(x, temperature, out=None):
+def entropy(x, temperature, out=None, where=None, token_bitmask=None):
     """The entropy in nats.
 
     Parameters
@@ -390,6 +147,7 @@ def entropy(x, temperature, out=None):
     temperature : float, or array of float64, (rows,)
     out : array of float64, (rows,)
         For a batch; for a row it is left out.
+    where, token_bitmask : array, optional
 
     Returns
     -------
@@ -403,44 +161,21 @@ def entropy(x, temperature, out=None):
     >>> round(entropy(np.zeros(4), 1.0), 6)
     1.386294
     """
-    return _entropy_of(x, temperature, out)
-
-
-# --------------------------------------------------------------------------------------------------
-# Single entries
-
-
-def _check_entries(x, ids, numbers, more):
-    """Types of ids, and of numbers beside them."""
-    raise NotImplementedError
-
-
-@overload(_check_entries)
-def _overload_check_entries(x, ids, numbers, more):
-    _check_logits(x)
-    kinds = (("ids", ids, types.int64), ("logprobs", numbers, types.float64))
-    if not _is_none(more):
-        dtype = more.dtype if more.dtype in (types.int64, types.float64) else types.float64
-        kinds += (("the third array", more, dtype),)
-    for name, array, dtype in kinds:
-        if not (
-            isinstance(array, types.Array)
-            and (array.ndim, array.layout, array.dtype) == (x.ndim, "C", dtype)
-        ):
-            raise TypingError(
-                f"{name} is {array}; it must be a contiguous {x.ndim}-D array of {dtype}"
-            )
-
-    def check(x, ids, numbers, more):
-        rows, _, _, _ = _layout(x)
-        if numbers.shape != ids.shape or (x.ndim == 2 and ids.shape[0] != rows):
-            raise ValueError("ids and logprobs must have one shape, with a row for each of logits")
-
-    return check
+    results = _arguments.results(x, out, np.float64)
+    table = _arguments.batch(x, temperature, where, token_bitmask)
+    workspace, row_state = _memory(x, False, False)
+    rows = table[_ROWS]
+    room = np.empty(_scoring.moments_room(table[_kernels.COLS]) + 8, np.uint8)
+    moments = np.empty((rows, 4))
+    _scoring.moments(workspace, row_state, table, _address(moments), _address(room), _ZERO, rows)
+    _kept(room)
+    for row in range(rows):
+        results[row] = moments[row, 3]
+    return _arguments.returned(results, out)
 
 
 @_jit
-def token_logprobs(x, ids, temperature, logprobs, ranks):
+def token_logprobs(x, ids, temperature, logprobs, ranks, where=None, token_bitmask=None):
     """Log-probabilities and ranks of given entries.
 
     Parameters
@@ -453,6 +188,7 @@ def token_logprobs(x, ids, temperature, logprobs, ranks):
         Output.
     ranks : array of int64, of the shape of `ids`
         Output: 1 + the number of entries that are strictly larger.
+    where, token_bitmask : array, optional
 
     Examples
     --------
@@ -463,17 +199,12 @@ def token_logprobs(x, ids, temperature, logprobs, ranks):
     >>> logprobs.round(4), ranks
     (array([-0.4076, -2.4076]), array([1, 3]))
     """
-    _check_entries(x, ids, logprobs, ranks)
-    if ranks.shape != ids.shape:
-        raise ValueError("ranks must have the shape of ids")
-    _, cols, _, _ = _layout(x)
-    for i in ids.flat:
-        if not -1 <= i < cols:
-            raise IndexError("ids must be in [0, vocab), or -1")
-    count = ids.shape[-1]
-    table = _prepare(x, temperature, count)
+    table = _arguments.entries(x, temperature, ids, logprobs, ranks, where, token_bitmask)
+    _arguments.check_ids(x, ids)
     workspace, row_state = _memory(x, False, False)
-    _token_logprobs(
+    count = ids.shape[-1]
+    room = np.empty(count)
+    _scoring.token_logprobs(
         workspace,
         row_state,
         table,
@@ -482,14 +213,15 @@ def token_logprobs(x, ids, temperature, logprobs, ranks):
         _address(logprobs),
         _address(ranks),
         _ZERO,
-        _address(table) + 8 * _SIZE,
+        _address(room),
         _ZERO,
-        table[_FIELDS],
+        table[_ROWS],
     )
+    _kept(room)
 
 
 @_jit
-def topk_logprobs(x, temperature, ids, logprobs):
+def topk_logprobs(x, temperature, ids, logprobs, where=None, token_bitmask=None):
     """The largest entries, from the largest down, with their log-probabilities.
 
     Parameters
@@ -500,6 +232,7 @@ def topk_logprobs(x, temperature, ids, logprobs):
         Output; -1 behind the last entry above -infinity.
     logprobs : array of float64, of the shape of `ids`
         Output.
+    where, token_bitmask : array, optional
 
     Examples
     --------
@@ -510,30 +243,26 @@ def topk_logprobs(x, temperature, ids, logprobs):
     >>> ids, logprobs.round(4)
     (array([1, 2]), array([-0.4076, -1.4076]))
     """
-    _check_entries(x, ids, logprobs, None)
+    table = _arguments.entries(x, temperature, ids, logprobs, None, where, token_bitmask)
     k = ids.shape[-1]
     if k == 0:
         return
-    size = _best_room(k)
-    table = _prepare(x, temperature, 2 * size)
-    room = _address(table) + 8 * _SIZE
     workspace, row_state = _memory(x, False, False)
-    _topk(
+    size = _scoring.best_room(k)
+    room = np.empty(2 * size)
+    _scoring.topk(
         workspace,
         row_state,
         table,
         k,
         _address(ids),
         _address(logprobs),
-        room,
-        room + 8 * size,
+        _address(room),
+        _address(room) + 8 * size,
         _ZERO,
-        table[_FIELDS],
+        table[_ROWS],
     )
-
-
-# --------------------------------------------------------------------------------------------------
-# Draws
+    _kept(room)
 
 
 @_jit
@@ -570,8 +299,25 @@ def uniform(seed, row, step, draw):
 
 
 @_jit
-def sample(x, uniforms, temperature, top_k, top_p, min_p, ids, logprobs):
-    """Draws, with replacement, from what the filters leave.
+def sample(
+    x,
+    uniforms,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    ids,
+    logprobs,
+    replace=True,
+    where=None,
+    token_bitmask=None,
+    logit_bias=None,
+    history=None,
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+):
+    """Draws from what the filters leave.
 
     Parameters
     ----------
@@ -579,14 +325,23 @@ def sample(x, uniforms, temperature, top_k, top_p, min_p, ids, logprobs):
     uniforms : array of float64, (draws,) or (rows, draws)
         In [0, 1): see `uniform`.
     temperature : float, or array of float64, (rows,)
-    top_k : int
+    top_k : int, or array of int, (rows,)
         0 or -1 for all.
-    top_p, min_p : float
+    top_p, min_p : float, or array of float, (rows,)
         1 and 0 for all.
     ids : array of int64, of the shape of `uniforms`
         Output.
     logprobs : array of float64, of the shape of `uniforms`
         Output.
+    replace : bool, optional
+        Whether the draws of a row may repeat an entry.
+    where, token_bitmask : array, optional
+    logit_bias : tuple of arrays, optional
+        ``(ids, values)``: of one axis for all rows, or of shape (rows, length), where negative ids
+        are padding.
+    history : array of int, (length,) or (rows, length), optional
+        The tokens that the penalties are for; negative ones are padding.
+    repetition_penalty, presence_penalty, frequency_penalty : float, or array of float, (rows,)
 
     Examples
     --------
@@ -597,25 +352,31 @@ def sample(x, uniforms, temperature, top_k, top_p, min_p, ids, logprobs):
     >>> sample(np.array([0.0, 1.0, 2.0]), u, 0.7, 2, 1.0, 0.0, ids, logprobs)
     >>> ids, logprobs.round(4)
     (array([2, 2]), array([-0.2148, -0.2148]))
+    >>> bias = np.array([2, 0]), np.array([-np.inf, 1.5])
+    >>> x = np.array([0.0, 1.0, 2.0])
+    >>> sample(x, u, 0.7, 0, 1.0, 0.0, ids, logprobs, replace=False, logit_bias=bias)
+    >>> ids, logprobs.round(4)
+    (array([1, 0]), array([-1.1128, -0.3985]))
     """
-    _check_entries(x, ids, logprobs, uniforms)
-    if uniforms.shape != ids.shape:
-        raise ValueError("uniforms must have the shape of ids")
-    if not (0.0 <= top_p <= 1.0 and 0.0 <= min_p <= 1.0):
-        raise ValueError("top_p and min_p must be in [0, 1]")
-    if top_k < -1:
-        raise ValueError("top_k must be positive, or 0 or -1")
-    rows, cols, _, _ = _layout(x)
-    k = cols if top_k <= 0 or top_k >= cols else top_k
-    capacity = _capacity(cols, k if k < cols else 1)
-    table = _prepare(x, temperature, 3 * rows + _room_size(cols, capacity) // 8 + 1)
-    numbers, start = table.view(np.float64), _SIZE
-    table[start : start + rows] = k
-    numbers[start + rows : start + 2 * rows] = top_p
-    numbers[start + 2 * rows : start + 3 * rows] = min_p
-    filters = _address(table) + 8 * start
+    table, largest = _arguments.draws(
+        x,
+        uniforms,
+        temperature,
+        (top_k, top_p, min_p),
+        ids,
+        logprobs,
+        where,
+        token_bitmask,
+        logit_bias,
+        history,
+        (repetition_penalty, presence_penalty, frequency_penalty),
+    )
     workspace, _ = _memory(x, False, False)
-    _sample(
+    cols, rows = table[_kernels.COLS], table[_ROWS]
+    filters = _address(table) + 8 * _arguments.SIZE
+    capacity = _sampling.capacity(cols, largest)
+    room = np.empty(_sampling.room_size(cols, capacity), np.uint8)
+    _sampling.sample(
         workspace,
         table,
         filters,
@@ -623,11 +384,12 @@ def sample(x, uniforms, temperature, top_k, top_p, min_p, ids, logprobs):
         filters + 16 * rows,
         _address(uniforms),
         ids.shape[-1],
-        _TRUE,
+        np.bool_(replace),
         _address(ids),
         _address(logprobs),
-        filters + 24 * rows,
+        _address(room),
         capacity,
         _ZERO,
-        table[_FIELDS],
+        rows,
     )
+    _kept(room)

@@ -20,36 +20,37 @@ def init() -> None:
 
 def _check(name, axis, **others):
     """What jitted code may not ask for; typing has no values, so the axis is looked at later."""
-    from fastsoftmax.njit import _is_none
+    from fastsoftmax._numba.arguments import is_none
 
     if not isinstance(axis, (types.Integer, types.Omitted, int)):
         raise TypingError(f"axis of {name} is {axis}; in jitted code it must be the last one")
     for what, given in others.items():
-        if not _is_none(given):
+        if not is_none(given):
             raise TypingError(f"{name} takes no {what} in jitted code")
 
 
 def _writes_rows(name):
     def typed(x, axis=-1, temperature=1.0, where=None, out=None, dtype=None):
         from fastsoftmax import njit
+        from fastsoftmax._numba.arguments import is_none
 
-        _check(name, axis, where=where, dtype=dtype)
+        _check(name, axis, dtype=dtype)
         apply = getattr(njit, name)
 
         def new(x, axis=-1, temperature=1.0, where=None, out=None, dtype=None):
             if axis != -1 and axis != x.ndim - 1:
                 raise ValueError("axis must be the last one in jitted code")
             result = np.empty(x.shape, x.dtype)
-            apply(x, temperature, result)
+            apply(x, temperature, result, where)
             return result
 
         def given(x, axis=-1, temperature=1.0, where=None, out=None, dtype=None):
             if axis != -1 and axis != x.ndim - 1:
                 raise ValueError("axis must be the last one in jitted code")
-            apply(x, temperature, out)
+            apply(x, temperature, out, where)
             return out
 
-        return new if njit._is_none(out) else given
+        return new if is_none(out) else given
 
     return typed
 
@@ -57,20 +58,20 @@ def _writes_rows(name):
 def _logsumexp(x, axis=-1, temperature=1.0, where=None, keepdims=False, out=None, dtype=None):
     from fastsoftmax.njit import logsumexp
 
-    _check("logsumexp", axis, where=where, out=out, dtype=dtype)
+    _check("logsumexp", axis, out=out, dtype=dtype)
     if not isinstance(keepdims, (bool, types.Omitted)):
         raise TypingError("logsumexp takes no keepdims in jitted code")
 
     def row(x, axis=-1, temperature=1.0, where=None, keepdims=False, out=None, dtype=None):
         if axis != -1 and axis != 0:
             raise ValueError("axis must be the last one in jitted code")
-        return logsumexp(x, temperature)
+        return logsumexp(x, temperature, None, where)
 
     def batch(x, axis=-1, temperature=1.0, where=None, keepdims=False, out=None, dtype=None):
         if axis != -1 and axis != 1:
             raise ValueError("axis must be the last one in jitted code")
         result = np.empty(x.shape[0], x.dtype)
-        logsumexp(x, temperature, result)
+        logsumexp(x, temperature, result, where)
         return result
 
     return row if x.ndim == 1 else batch
