@@ -114,8 +114,8 @@ def _groups() -> Iterator[Group]:
             yield Group(250 if cols < 1000 else 30, cols, dtype, (i + j) % 2 == 0, (i + j) % 3 == 2)
     for j, dtype in enumerate(DTYPES):
         yield Group(5, 8193 + j, dtype, j % 2 == 0, j == 2)
-    yield Group(2, 66_000, "float64", False, False)
-    yield Group(2, 131_073, "float32", False, False)
+    yield Group(2, 98_305, "float64", False, False)
+    yield Group(2, 196_609, "float32", False, False)
     yield Group(1, 140_001, "float32", False, True)
     yield Group(1, 135_000, "bfloat16", True, False)
 
@@ -279,9 +279,9 @@ def test_dtypes_asked_for(backend: str, op: str, x_dtype: str, dtype: str) -> No
 # ---- what every build has to come to
 
 HASHES = {
-    "softmax": "91ba863e12c202c2c79f407a559c110f473fe12ac44ae17c9fa5d098fcbd6451",
-    "log_softmax": "c36bd42d1bf7a5c1642930332a1f477de43e36f2599226add3bff58d66f06aab",
-    "logsumexp": "27eeb06bc10027780a77cb6215c2fedc5846fbd37ea011a95eea9792b9150030",
+    "softmax": "de720b870054bf74e257afff5ac5505f73d92d1bc71508358442feaa5b2f6864",
+    "log_softmax": "0da7d9c7f01d3048eeb73b003073c03fa34c7d9c9cd17baaf9cf172585af8bde",
+    "logsumexp": "7dbfa0cf2ed74da6642484d32fcc213a0b0c9b3d535b693137adc2cf8bf41069",
 }
 
 
@@ -343,7 +343,7 @@ def test_stored_hash(backend: str, op: str) -> None:
         pytest.skip("the bits of this backend are those of the libraries it rests on")
     pytest.importorskip("ml_dtypes")
     digest = hashlib.sha256()
-    for i, cols in enumerate([*range(1, 140, 3), 255, 1000, 2049, 5000, 140_000]):
+    for i, cols in enumerate([*range(1, 140, 3), 255, 1000, 2049, 5000, 140_000, 200_000]):
         for dtype in DTYPES if cols < 6000 else DTYPES[:2]:
             rows = 1 if cols > 6000 else 21
             x = logits(1000 + 8 * i, rows, cols, dtype)
