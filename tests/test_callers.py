@@ -436,7 +436,7 @@ def test_subinterpreters(first: str) -> None:
             total = fastsoftmax.softmax(np.ones((300, 3000), "f4")).sum()
             print(round(float(total)), fastsoftmax.sample(np.zeros((1, 3)), seed=1).ids.size)
         except ImportError as error:
-            print("ImportError", error)
+            print("ImportError", *str(error).split())
         '''
         import textwrap
         use = textwrap.dedent(use)

@@ -104,11 +104,13 @@ def test_peak(backend: str, op: str, layout: str) -> None:
         )
 
 
-@pytest.mark.parametrize("shape", [(64, LENGTH), (1, 2_000_000)])
-def test_peak_of_two_threads(backend: str, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((64, LENGTH), "f4"), ((1, 2_000_000), "f4"), ((64, LENGTH), "i2")]
+)
+def test_peak_of_two_threads(backend: str, shape: tuple[int, int], dtype: str) -> None:
     fastsoftmax.set_num_threads(2)
-    x = logits(*shape)
-    out = np.empty_like(x)
+    x = logits(*shape, dtype)
+    out = np.empty(shape, "f4")
     call = lambda: fastsoftmax.softmax(x, temperature=0.7, out=out)  # noqa: E731
     call()  # load what there is
     assert peak(call) < 2 * allowed(backend, shape[1])
