@@ -461,7 +461,7 @@ def test_no_array_is_kept(eager: None) -> None:
         ref = weakref.ref(work)
         _threads._pool.run(work, 5, 2)
         del work
-        gc.collect()
+        gc.collect(0)  # all that is new
         assert ref() is None
 
 
