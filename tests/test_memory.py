@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import DTypeLike
 from oracle import OPS
-from support import generator
+from support import as_dtype, generator
 
 import fastsoftmax
 
@@ -38,7 +39,7 @@ def normal() -> np.ndarray:
     return generator("memory").normal(size=ROWS * LENGTH).astype("f4")
 
 
-def logits(rows: int = ROWS, length: int = LENGTH, dtype: str = "f4") -> np.ndarray:
+def logits(rows: int = ROWS, length: int = LENGTH, dtype: DTypeLike = "f4") -> np.ndarray:
     return np.resize(normal(), (rows, length)).astype(dtype)
 
 
@@ -72,6 +73,7 @@ LAYOUTS: dict[str, Callable[[], tuple[np.ndarray, dict[str, object]]]] = {
     "Fortran order": lambda: (np.asfortranarray(logits()), {}),
     "axis 0": lambda: (logits(LENGTH, ROWS), {"axis": 0}),
     "float16": lambda: (logits(dtype="f2"), {}),
+    "bfloat16": lambda: (logits(dtype=as_dtype("bfloat16")), {}),
     "float16, columns": lambda: (logits(LENGTH, ROWS, "f2"), {"axis": 0}),
     "integers": lambda: (logits(dtype="i2"), {"dtype": "f4"}),
     "byte-swapped": lambda: (swapped(logits()), {}),
