@@ -1,5 +1,6 @@
-"""What a call costs beside its work: eight numbers."""
+"""What a call costs beside its work: eight numbers, and a second thread."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import fastsoftmax
 from benchmarks.contenders import BACKENDS
 from benchmarks.shapes import TEMPERATURE
+from fastsoftmax import _threads
 from fastsoftmax._ops import OPS
 
 
@@ -24,3 +26,11 @@ def test_small_call(name: str, op: str, with_out: bool, benchmark: Any) -> None:
     benchmark.group = f"{op} of 8 numbers"
     with fastsoftmax.use_backend(name):
         benchmark(lambda: function(x, temperature=TEMPERATURE, **given))
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["nothing to do", "both at once"])
+def test_hand_off(both: bool, benchmark: Any) -> None:
+    """To the pool and back: what the caller spends, and how long until both have worked."""
+    wait = threading.Barrier(2).wait if both else int
+    benchmark.group = "hand-off to two threads"
+    benchmark(lambda: _threads._pool.run(lambda piece: wait(), 2, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,22 @@ def pytest_report_header() -> list[str]:
         f"fastsoftmax: seed {SEED} (FASTSOFTMAX_TEST_SEED sets it; random takes a fresh one)",
         f"fastsoftmax: testing {', '.join(available()) or 'no implementation'}",
     ]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2` one process does all that Numba compiles, so that it is compiled once; else the
+    tests of a function stay together."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            compiled = any(word in nodeid for word in ("numba", "njit", "many_threads"))
+            return "numba" if compiled else nodeid.partition("[")[0]
+
+    return Scheduler(config, log)
 
 
 def _required(implementation: str) -> bool:

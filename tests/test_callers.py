@@ -331,10 +331,10 @@ def test_a_signal_ends_a_call_within_a_second(backend: str, name: str, threads: 
     before = signal.signal(signal.SIGPROF, ring)
     try:
         start = time.process_time()
-        signal.setitimer(signal.ITIMER_PROF, 0.3)
+        signal.setitimer(signal.ITIMER_PROF, 0.1)
         with pytest.raises(AlarmError):
             call()
-        late = time.process_time() - start - 0.3
+        late = time.process_time() - start - 0.1
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
@@ -345,23 +345,28 @@ def test_a_signal_ends_a_call_within_a_second(backend: str, name: str, threads: 
 def test_control_c() -> None:
     """A program in the middle of a long call ends as one in a loop of Python does."""
     script = """
-        import sys, numpy as np, fastsoftmax
+        import signal, numpy as np, fastsoftmax
+        # Ignored, as in a shell's background, it would be so here too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         batch = np.broadcast_to(np.ones(32_000, "f4"), (4_000_000, 32_000))
         fastsoftmax.logsumexp(batch[:1])
         print("begun", flush=True)
         fastsoftmax.logsumexp(batch)
     """
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begun\n"
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == -signal.SIGINT
     assert error.strip().endswith("KeyboardInterrupt")
 
@@ -436,7 +441,7 @@ def test_subinterpreters(first: str) -> None:
             total = fastsoftmax.softmax(np.ones((300, 3000), "f4")).sum()
             print(round(float(total)), fastsoftmax.sample(np.zeros((1, 3)), seed=1).ids.size)
         except ImportError as error:
-            print("ImportError", error)
+            print("ImportError", *str(error).split())
         '''
         import textwrap
         use = textwrap.dedent(use)

@@ -131,9 +131,10 @@ def test_missing_input(tmp_path: Path, target: Path) -> None:
 def test_interrupt(number: signal.Signals, source: Path, target: Path) -> None:
     # The process signals itself in the middle of its work: there is no race to win.
     program = f"""
-import os, sys
+import os, signal, sys
 import fastsoftmax
 from fastsoftmax import _cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 def softmax(x, *args, original=fastsoftmax.softmax, **kwargs):
     if x.size:
         os.kill(os.getpid(), {int(number)})

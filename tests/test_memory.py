@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import DTypeLike
 from oracle import OPS
-from support import generator
+from support import as_dtype, generator
 
 import fastsoftmax
 
@@ -38,7 +39,7 @@ def normal() -> np.ndarray:
     return generator("memory").normal(size=ROWS * LENGTH).astype("f4")
 
 
-def logits(rows: int = ROWS, length: int = LENGTH, dtype: str = "f4") -> np.ndarray:
+def logits(rows: int = ROWS, length: int = LENGTH, dtype: DTypeLike = "f4") -> np.ndarray:
     return np.resize(normal(), (rows, length)).astype(dtype)
 
 
@@ -72,6 +73,7 @@ LAYOUTS: dict[str, Callable[[], tuple[np.ndarray, dict[str, object]]]] = {
     "Fortran order": lambda: (np.asfortranarray(logits()), {}),
     "axis 0": lambda: (logits(LENGTH, ROWS), {"axis": 0}),
     "float16": lambda: (logits(dtype="f2"), {}),
+    "bfloat16": lambda: (logits(dtype=as_dtype("bfloat16")), {}),
     "float16, columns": lambda: (logits(LENGTH, ROWS, "f2"), {"axis": 0}),
     "integers": lambda: (logits(dtype="i2"), {"dtype": "f4"}),
     "byte-swapped": lambda: (swapped(logits()), {}),
@@ -104,11 +106,13 @@ def test_peak(backend: str, op: str, layout: str) -> None:
         )
 
 
-@pytest.mark.parametrize("shape", [(64, LENGTH), (1, 2_000_000)])
-def test_peak_of_two_threads(backend: str, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((64, LENGTH), "f4"), ((1, 2_000_000), "f4"), ((64, LENGTH), "i2")]
+)
+def test_peak_of_two_threads(backend: str, shape: tuple[int, int], dtype: str) -> None:
     fastsoftmax.set_num_threads(2)
-    x = logits(*shape)
-    out = np.empty_like(x)
+    x = logits(*shape, dtype)
+    out = np.empty(shape, "f4")
     call = lambda: fastsoftmax.softmax(x, temperature=0.7, out=out)  # noqa: E731
     call()  # load what there is
     assert peak(call) < 2 * allowed(backend, shape[1])

@@ -175,8 +175,10 @@ def test_a_large_vocabulary_without_bias() -> None:
         assert_allclose(got.logprobs, -math.log(n), rtol=1e-6)
 
 
-def test_chi_square_over_152064_entries() -> None:
+def test_chi_square_over_152064_entries(backend: str) -> None:
     n, draws = 152_064, 1_000_000
+    if backend == "c-scalar":  # half a minute
+        n, draws = 7_001, 50_000
     x = make((1, n), "float32", scale=0.5)
     got = sample(x, num_samples=draws, seed=11)
     p = np.exp(x[0].astype("f8"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import platform
 import shutil
@@ -423,6 +424,8 @@ BROKEN = {
 def check_broken(name: str, file: Path, kind: str, tmp_path: Path) -> None:
     """A backend whose module is that file is passed over, and gives the reason when asked for."""
     module = {"c": "fastsoftmax._c", "numba": "numba"}[name]
+    if name == "numba" and importlib.util.find_spec("llvmlite") is None:
+        pytest.skip("needs llvmlite, which is imported first")
     script = f"""
         import importlib.util
         import sys

@@ -98,6 +98,24 @@ def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
     _pool.run(piece, -(-rows // step), threads)
 
 
+def run_copies(work: Callable[[int, int], None], copies: int, size: int, cols: int) -> None:
+    """`run_rows` for work that copies a piece of the input for each of its numbers.
+
+    Parameters
+    ----------
+    work : callable
+    copies : int
+    size : int
+        Entries of all copies together.
+    cols : int
+        Entries of a row. There are no two copies at a time of a row that threads may share.
+    """
+    if cols < SPLIT_FROM:
+        run_rows(work, copies, size)
+    else:
+        work(0, copies)
+
+
 def _pieces(size: int, threads: int) -> int:
     """How many pieces are enough for the threads, and small enough."""
     wanted = min(threads * _PIECES, max(size // _GRAIN, threads))
@@ -368,16 +386,15 @@ def set_num_threads(n: int) -> None:
     _limit = count
 
 
-_registered = False
+# Held from then on.
+_registered = threading.Lock()
 
 
 def _register() -> None:
     """Make this pool known to threadpoolctl, which has been imported."""
-    global _registered
     threadpoolctl: Any = sys.modules.get("threadpoolctl")
-    if _registered or not hasattr(threadpoolctl, "register"):
+    if not hasattr(threadpoolctl, "register") or not _registered.acquire(blocking=False):
         return
-    _registered = True
     base: Any = threadpoolctl.LibController
 
     class Controller(base):  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """From checked arrays of any layout to the batches that a backend takes."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,40 +157,50 @@ def _overlap(a: Array, b: Array) -> bool:
 
 def _run_copied(backend: Backend, op: Op, batch: Batch, out: Array) -> None:
     """Apply an operation to some rows at a time, of which those are copied that kernels cannot
-    read or write."""
+    read or write. Each thread has copies of its own."""
     x_readable, out_readable = _readable(batch.x), _readable(out)
     x_dtype = np.dtype(np.float64) if batch.x.dtype.kind in "biu" else _native(batch.x.dtype)
     out_dtype = _native(out.dtype)
-    for index in _chunks(batch.x.shape, batch.row_axes):
-        x, target = batch.x[index], out[index]
-        if not x_readable:
-            x = np.array(x, x_dtype, order="C")
-        place = target
-        if not out_readable:
-            in_place = not op.reduces and not x_readable and x_dtype == out_dtype
-            place = x if in_place else np.empty(target.shape, out_dtype)
-        part = Batch(
-            x,
-            batch.row_axes,
-            batch.temperature[index],
-            None if batch.where is None else batch.where[index],
-        )
-        _threads.run(backend, op, part, place)
-        if place is not target:
-            np.copyto(target, place)
+    chunks, index_of = _chunks(batch.x.shape, batch.row_axes)
+
+    def work(begin: int, end: int) -> None:
+        for index in map(index_of, range(begin, end)):
+            x, target = batch.x[index], out[index]
+            if not x_readable:
+                x = np.array(x, x_dtype, order="C")
+            place = target
+            if not out_readable:
+                in_place = not op.reduces and not x_readable and x_dtype == out_dtype
+                place = x if in_place else np.empty(target.shape, out_dtype)
+            part = Batch(
+                x,
+                batch.row_axes,
+                batch.temperature[index],
+                None if batch.where is None else batch.where[index],
+            )
+            _threads.run(backend, op, part, place)
+            if place is not target:
+                np.copyto(target, place)
+
+    _threads.run_copies(work, chunks, batch.x.size, batch.cols)
 
 
-def _chunks(shape: tuple[int, ...], outer: int) -> Iterator[tuple[Any, ...]]:
-    """Cuts the first `outer` axes of a shape into pieces of about `CHUNK` entries or one row."""
-    if outer == 0:
-        yield (...,)
-        return
-    below = math.prod(shape[1:])
+def _chunks(shape: tuple[int, ...], outer: int) -> tuple[int, Callable[[int], tuple[Any, ...]]]:
+    """How many pieces of about `CHUNK` entries or one row the first `outer` axes of a shape make,
+    and a function that gives the index of each."""
+    axis, below = 0, math.prod(shape[1:])
+    while below > CHUNK and axis < outer - 1:
+        axis += 1
+        below //= shape[axis]
     step = max(1, CHUNK // below)
-    for start in range(0, shape[0], step):
-        here = slice(start, min(start + step, shape[0]))
-        if step > 1 or below <= CHUNK:
-            yield (here, ...)
-        else:
-            for rest in _chunks(shape[1:], outer - 1):
-                yield (here, *rest)
+    steps = (1,) * axis + (step,)
+    pieces = (*shape[:axis], -(-shape[axis] // step))
+
+    def index_of(piece: int) -> tuple[Any, ...]:
+        index: list[Any] = [...]
+        for length, n in zip(reversed(pieces), reversed(steps), strict=True):
+            piece, i = divmod(piece, length)
+            index.append(slice(i * n, i * n + n))
+        return tuple(reversed(index))
+
+    return math.prod(pieces), index_of

@@ -576,7 +576,7 @@ def kl_divergence(
     def call(rows: slice, p: Batch, q: Batch, begin: int, end: int) -> None:
         backend.kl_divergence(p, q, out[rows], begin, end)
 
-    _vocab.run_both(p, q, call)
+    _vocab.run((p, q), call)
     p.foreign = q_foreign if p_foreign is None else p_foreign
     p.dtype = np.result_type(p.dtype, q.dtype)
     return p.finish(out.reshape(p.shape))

@@ -1,13 +1,12 @@
 """SoftmaxState: what a softmax needs to know of a row that is seen in pieces."""
 
 import sys
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsoftmax import _backends, _threads
+from fastsoftmax import _backends
 from fastsoftmax._api import _arguments, _dlpack, _vocab
 from fastsoftmax._api._scoring import TopK
 from fastsoftmax._backends._protocol import Batch
@@ -398,14 +397,16 @@ class SoftmaxState:
             place = np.empty(x.shape, result.dtype.newbyteorder("="))
         backend = _backends.current()
         direct = place.dtype.isnative and place.flags.aligned and checked.readable
-        for rows, batch in checked.batches(copied=not direct):
+
+        def call(rows: slice, batch: Batch, begin: int, end: int) -> None:
             target = place if direct else np.empty(batch.x.shape, place.dtype.newbyteorder("="))
-            write = partial(
-                backend.normalize, batch, self._maximum[rows], self._rest[rows], log, target
-            )
-            _threads.run_rows(write, batch.rows, batch.x.size)
+            maximum, rest = self._maximum[rows], self._rest[rows]
+            backend.normalize(batch, maximum, rest, log, target, begin, end)
             if not direct:
-                place[checked.index(rows)] = target
+                some = slice(rows.start + begin, rows.start + end)
+                place[checked.index(some)] = target[begin:end]
+
+        _vocab.run((checked,), call, copied=not direct)
         if apart:
             np.copyto(result, place)
         return _dlpack.returned(result, checked.foreign) if out is None else out

@@ -1,7 +1,7 @@
 """Logits with the vocabulary as their last axis: checked, and cut into batches for a backend."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -74,20 +74,15 @@ class Logits:
         return _dlpack.returned(ids, self.foreign)
 
     def run(self, call: Callable[[slice, Batch, int, int], None], more: int = 0) -> None:
-        """Calls ``call(rows, batch, begin, end)`` until all rows of all batches have been treated.
-
-        `rows` says which rows of the whole a batch is, and [begin, end) is a range of rows of that
-        batch. A row takes as long as `more` entries longer than it is.
-        """
-        for rows, batch in self.batches():
-            size = batch.x.size + batch.rows * more
-            _threads.run_rows(partial(call, rows, batch), batch.rows, size)
-            del batch  # a copy is given back before the next one is made
+        """`run` of these logits alone."""
+        run((self,), call, more)
 
     def index(self, rows: slice) -> Any:
         """The index of rows counted in C order; it gives them one axis."""
         if not self.shape:
             return (None,)
+        if len(self.shape) == 1:
+            return rows
         return np.unravel_index(np.arange(rows.start, rows.stop), self.shape)
 
     def take(self, ids: Int64) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -108,57 +103,72 @@ class Logits:
         x = self.x
         return _arguments.is_float(x.dtype) and x.dtype.isnative and x.flags.aligned
 
-    def batches(self, *, copied: bool = False) -> Iterator[tuple[slice, Batch]]:
-        """Batches that make up all rows, each with the rows, in C order, that it is.
+    def batch(self) -> Batch:
+        """All rows, where they lie."""
+        return Batch(
+            self.x, len(self.shape), self.temperature, self.where, self.bitmask, self.edits
+        )
 
-        One batch of all if that can be and no copies are asked for, else copies of some rows each.
-        """
-        if not self.rows:
-            return
-        if self.readable and not copied:
-            yield (
-                slice(0, self.rows),
-                Batch(
-                    self.x, len(self.shape), self.temperature, self.where, self.bitmask, self.edits
-                ),
-            )
-            return
+    def copy(self, rows: slice) -> Batch:
+        """Some rows, counted in C order, in an array that kernels can read."""
         dtype = self.x.dtype.newbyteorder("=") if _arguments.is_float(self.x.dtype) else np.float64
-        # Who asks for copies has those of two arrays at a time.
-        step = max(1, (CHUNK // 2 if copied else CHUNK) // max(self.cols, 1))
-        for start in range(0, self.rows, step):
-            rows = slice(start, min(start + step, self.rows))
-            index = self.index(rows)
-            edits = self.edits
-            if edits is not None:
-                edits = Edits(
-                    edits.offsets[rows.start : rows.stop + 1],
-                    edits.ids,
-                    edits.bias,
-                    edits.penalty,
-                    edits.reduction,
-                )
-            yield (
-                rows,
-                Batch(
-                    self.x[index].astype(dtype),
-                    1,
-                    self.temperature[index],
-                    None if self.where is None else self.where[index],
-                    None if self.bitmask is None else self.bitmask[rows],
-                    edits,
-                ),
+        index = self.index(rows)
+        edits = self.edits
+        if edits is not None:
+            edits = Edits(
+                edits.offsets[rows.start : rows.stop + 1],
+                edits.ids,
+                edits.bias,
+                edits.penalty,
+                edits.reduction,
             )
+        return Batch(
+            self.x[index].astype(dtype),
+            1,
+            self.temperature[index],
+            None if self.where is None else self.where[index],
+            None if self.bitmask is None else self.bitmask[rows],
+            edits,
+        )
 
 
-def run_both(p: Logits, q: Logits, call: Callable[[slice, Batch, Batch, int, int], None]) -> None:
-    """`Logits.run` for two of the same shape."""
-    copied = not (p.readable and q.readable)
-    q_batches = q.batches(copied=copied)
-    for rows, p_batch in p.batches(copied=copied):
-        _, q_batch = next(q_batches)
-        _threads.run_rows(partial(call, rows, p_batch, q_batch), p_batch.rows, p_batch.x.size)
-        del p_batch, q_batch  # copies are given back before the next ones are made
+def run(
+    logits: Sequence[Logits], call: Callable[..., None], more: int = 0, *, copied: bool = False
+) -> None:
+    """Calls ``call(rows, *batches, begin, end)`` until all rows have been treated, in threads where
+    that pays.
+
+    Parameters
+    ----------
+    logits : sequence of Logits
+        With the same rows.
+    call : callable
+        `rows` says which rows of the whole a batch is, and [begin, end) is a range of rows of that
+        batch. There is one batch of all rows if kernels can read them, else there are copies of
+        some rows each.
+    more : int, optional
+        A row takes as long as one that is so many entries longer.
+    copied : bool, optional
+        Whether copies are made in any case, and `call` makes one more.
+    """
+    rows, cols = logits[0].rows, logits[0].cols
+    if not rows:
+        return
+    if not copied and all(each.readable for each in logits):
+        batches = [each.batch() for each in logits]
+        _threads.run_rows(partial(call, slice(0, rows), *batches), rows, rows * (cols + more))
+        return
+    step = max(1, CHUNK // (len(logits) + copied) // max(cols, 1))
+
+    def work(begin: int, end: int) -> None:
+        for start in range(begin * step, min(end * step, rows), step):
+            some = slice(start, min(start + step, rows))
+            count = some.stop - start
+            batches = [each.copy(some) for each in logits]
+            _threads.run_rows(partial(call, some, *batches), count, count * (cols + more))
+            del batches  # copies are given back before the next ones are made
+
+    _threads.run_copies(work, -(-rows // step), rows * (cols + more), cols)
 
 
 def as_array(value: Any, name: str) -> tuple[Array, Any]:

@@ -63,7 +63,7 @@ def _load(name: str) -> Backend:
         raise _unavailable(name) from _failed[name]
     if name not in _loaded:
         try:
-            _loaded[name] = _LOADERS[name]()
+            _loaded.setdefault(name, _LOADERS[name]())  # another thread may have been quicker
         except Exception as cause:
             # Whatever a broken installation raises, another backend may still serve.
             _failed[name] = cause
@@ -224,8 +224,8 @@ def config() -> dict[str, str]:
     """What `show_config` prints."""
     from fastsoftmax import __version__, _threads
 
-    reasons = dict.fromkeys(_loaded, "loaded")
-    reasons |= {name: f"not available: {_reason(name)}" for name in _failed}
+    reasons = dict.fromkeys(_loaded.copy(), "loaded")
+    reasons |= {name: f"not available: {_reason(name)}" for name in _failed.copy()}
     return {
         "fastsoftmax": __version__,
         "backend": backend(),
