@@ -49,9 +49,15 @@ def rows_of(result: fastsoftmax.FilteredLogprobs) -> list[tuple[np.ndarray, np.n
     return list(zip(np.split(result.ids, ends), np.split(result.logprobs, ends), strict=True))
 
 
-def check_filtered(x: np.ndarray, *, where: object = None, **filters: object) -> int:
-    """filtered_logprobs of 2-D logits against the oracle; returns how many rows were too near."""
+def check_filtered(
+    x: np.ndarray, *, where: object = None, seeds: np.ndarray | None = None, **filters: object
+) -> int:
+    """filtered_logprobs of 2-D logits against the oracle, and where there are seeds, sample.
+
+    Returns how many rows were too near.
+    """
     got = filtered_logprobs(x, where=where, **filters)
+    drawn = None if seeds is None else sample(x, where=where, seed=seeds, **filters)
     assert got.ids.dtype == got.offsets.dtype == np.int64
     assert got.logprobs.dtype == arithmetic_of(x.dtype)
     assert got.offsets[0] == 0
@@ -66,6 +72,16 @@ def check_filtered(x: np.ndarray, *, where: object = None, **filters: object) ->
             continue
         assert_array_equal(ids, want_ids)
         assert_logprobs(logprobs, want)
+        if drawn is None:
+            continue
+        if not want_ids:
+            assert drawn.ids[i] == -1
+            assert np.isnan(drawn.logprobs[i])
+            continue
+        place, distance = draw(want_ids, want, uniform(int(seeds[i])))
+        if distance > nearness(x):
+            assert drawn.ids[i] == want_ids[place]
+        assert same_bits(drawn.logprobs[i], logprobs[want_ids.index(drawn.ids[i])])
     return near
 
 
@@ -405,11 +421,12 @@ def test_real_logits(logits: np.ndarray) -> None:
 
 
 def many_rows(rows: int, seed: object) -> None:
-    """Random rows of all sizes and kinds against the oracle."""
+    """Random rows of all sizes and kinds against the oracle: what is left of them, and a draw."""
     rng = generator("many rows", seed)
     done = near = 0
     while done < rows:
-        n = int(np.exp(rng.uniform(0, np.log(3000)))) or 1
+        longest = 3000 if rng.random() < 0.99 else 150_000
+        n = int(np.exp(rng.uniform(0, np.log(longest))))
         height = int(min(64, 1 + 20_000 // n))
         kind = rng.integers(5)
         x = rng.normal(size=(height, n)) * rng.choice([0.1, 1, 4, 20])
@@ -422,14 +439,21 @@ def many_rows(rows: int, seed: object) -> None:
         elif kind == 4:
             x = np.abs(x) ** 2
         x = x.astype(rng.choice(["f2", "f4", "f8"]))
+        where = None
+        if rng.random() < 0.2:
+            where = rng.random(x.shape) < rng.random((height, 1))
+            x[~where] = NAN
         filters = {
             "temperature": np.exp(rng.normal(size=height)),
             "top_k": rng.integers(0, n + 2, size=height),
             "top_p": rng.choice([1.0, 0.9, 0.5], size=height) * rng.uniform(0.9, 1, size=height),
             "min_p": rng.choice([0.0, 0.0, 0.05, 0.5], size=height),
         }
+        filters["temperature"][rng.random(height) < 0.05] = rng.choice([0.0, INF])
+        filters["top_k"][rng.random(height) < 0.3] = 0
         filters["top_p"][rng.random(height) < 0.3] = 1.0
-        near += check_filtered(x, **filters)
+        seeds = rng.integers(0, 2**63, size=height)
+        near += check_filtered(x, where=where, seeds=seeds, **filters)
         done += height
     # Rounded logits have equal sums that top_p meets by chance; all else is rarely near.
     assert near < rows / 20
@@ -913,6 +937,37 @@ def test_the_nucleus_in_doubt(backend: str) -> None:
             for nudge, more in ((-1e-11, 0), (1e-11, 1)):
                 got = filtered_logprobs(x, top_p=mass[k - 1] + nudge)
                 assert_array_equal(got.ids, np.sort(order[: k + more]))
+
+
+def test_the_nucleus_needs_its_last_token(backend: str) -> None:
+    """Rows of which every token is needed: rounding of a place among them loses none."""
+    for dtype in ("float32", "float64"):
+        for n in (60, 100, 1000):
+            x = make((50, n), dtype, scale=0.5)
+            for top_k in (0, n - 1):
+                got = filtered_logprobs(x, top_k=top_k, top_p=1 - 1e-6)
+                assert_array_equal(np.diff(got.offsets), top_k or n)
+
+
+@EACH_DTYPE
+def test_logprobs_of_many_equal_tokens(dtype: str) -> None:
+    """Thousands of terms that are rounded the same way each do not add up to an error."""
+    if dtype in ("float16", "bfloat16"):
+        gaps = [0.5, 2.0, 7.0, 10.0]
+    else:
+        gaps = generator("equal").uniform(0.1, 12, size=8).astype(dtype).astype("f8").tolist()
+    for n in (60, 1000, 2048, 5000, 60_000):
+        x = make((len(gaps), n), dtype)
+        x[:] = -np.array(gaps)[:, None]
+        x[:, n // 3] = 0
+        for filters, kept in (({}, n), ({"top_k": n - 1}, n - 1), ({"min_p": 1e-6}, n)):
+            got = filtered_logprobs(x, **filters)
+            assert_array_equal(np.diff(got.offsets), kept)
+            for gap, (_, logprobs) in zip(gaps, rows_of(got), strict=True):
+                largest = -np.log1p((kept - 1) * np.exp(np.longdouble(-gap)))
+                want = np.full(kept, largest - np.longdouble(gap))
+                want[n // 3] = largest
+                assert_logprobs(logprobs, want)
 
 
 def test_the_nucleus_of_nearly_all(backend: str) -> None:
