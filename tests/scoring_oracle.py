@@ -79,7 +79,7 @@ def filtered(
         best, t = best[:1], np.longdouble(1)
     elif 1 <= top_k < len(best):
         best = best[:top_k]
-    z = np.array([np.longdouble(0) if np.isinf(t) else (values[v] - top) / t for v in best])
+    z = np.zeros(len(best), np.longdouble) if np.isinf(t) else (values[best] - top) / t
     e = np.exp(z)
     if top_p < 1:
         mass = np.cumsum(e)

@@ -317,9 +317,11 @@ def test_topk_with_ties(dtype: str) -> None:
 def test_topk_in_the_worst_orders() -> None:
     n = 10_000
     rise = np.sort(make((n,)))
-    x = np.stack([rise, rise[::-1], np.full(n, 2.0, "f4"), np.roll(rise, 17), -np.abs(rise)])
+    stairs = np.arange(n) // 1024 + generator("stairs").random(n)  # blocks above all before them
+    orders = [rise, rise[::-1], np.full(n, 2.0), np.roll(rise, 17), -np.abs(rise), stairs]
+    x = np.stack(orders).astype("f4")
     x[4, -1] = 100
-    for k in (1, 20, 1024, n):
+    for k in (1, 20, 64, 65, 128, 129, 256, 500, 1024, n):
         check_topk(x, k)
 
 
