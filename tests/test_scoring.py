@@ -487,6 +487,28 @@ def test_entropy_beside_scipy(logits: np.ndarray) -> None:
     assert_allclose(entropy(x, temperature=0.8), want, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_moments_of_every_size_of_logit(dtype: str) -> None:
+    """Also where squares of logits leave the range of the arithmetic before they are weighed."""
+    unit = make((3, 300), "float64", scale=1.0)
+    for size in (1e-30, 1e-18, 1e-9, 1e9, 1e18, 1e30, 3e37):
+        x = (unit * size).astype(dtype)
+        for ratio in (0.3, 5.0, 40.0, 1e10, 1e21, 1e39):  # up to temperatures beyond float32
+            t = np.longdouble(size * ratio)
+            z = (x - x.max(axis=1, keepdims=True).astype(np.longdouble)) / t
+            p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+            mean = (p * x).sum(axis=1)
+            variance = (p * (x - mean[:, None]) ** 2).sum(axis=1)
+            got = moments(x, temperature=size * ratio)
+            rtol = 1e-5 if dtype == "float32" else 1e-12
+            with np.errstate(over="ignore", under="ignore"):
+                assert_allclose(got.mean, mean.astype(dtype), rtol=rtol, atol=size * rtol)
+                want = variance.astype(dtype)
+            assert_allclose(got.variance, want, rtol=rtol, atol=np.finfo(dtype).smallest_normal)
+            entropy_of_rows = -(p * np.log(p)).sum(axis=1)
+            assert_allclose(got.entropy, entropy_of_rows.astype(dtype), rtol=rtol)
+
+
 def test_moments_are_the_derivatives_by_the_inverse_temperature() -> None:
     x = make((1, 500), "float64")
     b, h = 1.3, 1e-4
