@@ -579,6 +579,16 @@ def test_kl_divergence_of_two_dtypes_and_layouts() -> None:
     assert_allclose(kl_divergence(large, large), 0.0, atol=2e-6)
 
 
+def test_divergence_at_temperatures_below_float32() -> None:
+    """They are no limit: the arithmetic is float64 for logits of any type."""
+    p, q = np.array([1.0, 2.0, 3.0]), np.array([-INF, 2.0, 3.0])
+    for dtypes in (("f4", "f4"), ("f2", "f8"), ("f8", "f4")):
+        a, b = p.astype(dtypes[0]), q.astype(dtypes[1])
+        assert kl_divergence(a, b, temperature=1e-42) == INF
+        assert kl_divergence(a, b, temperature=0) == 0
+        assert_allclose(kl_divergence(b, a, temperature=1e-42), 0.0, atol=1e-12)
+
+
 def test_infinite_divergence() -> None:
     p = np.array([[1.0, 2.0, -INF], [1.0, -INF, 3.0], [1.0, -2000.0, 3.0], [0, 0, 0]])
     q = np.array([[1.0, 2.0, 3.0], [1.0, -INF, 3.0], [1.0, -INF, 3.0], [NAN, 0, 0]])
