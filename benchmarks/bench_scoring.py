@@ -41,5 +41,8 @@ def test_contenders_agree(op: str, name: str, shape: Shape) -> None:
         "token_logprobs": chosen,
         "topk_logprobs k=20": -np.sort(-logprobs)[:, :20],
         "entropy": scipy.special.entr(np.exp(logprobs)).sum(axis=-1),
+        "kl_divergence": scipy.special.rel_entr(
+            np.exp(logprobs), scipy.special.softmax(x.astype(np.float64), axis=-1)
+        ).sum(axis=-1),
     }[op]
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)

@@ -230,6 +230,14 @@ def _torch_entropy(logits: Any, ids: Any) -> Any:
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
+def _torch_kl_divergence(logits: Any, ids: Any) -> Any:
+    import torch
+
+    p, q = (logits / TEMPERATURE).log_softmax(-1), logits.log_softmax(-1)
+    terms = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none")
+    return terms.sum(-1)
+
+
 def _torch_sample(
     logits: Any, ids: Any, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Any:
@@ -381,6 +389,11 @@ SCORING = {
     ),
     "entropy": Query(
         lambda x, ids: fastsoftmax.entropy(x, temperature=TEMPERATURE), _torch_entropy
+    ),
+    # Of the logits at the temperature from those at 1: one array is enough to time it.
+    "kl_divergence": Query(
+        lambda x, ids: fastsoftmax.kl_divergence(x, x, temperature=TEMPERATURE, q_temperature=1.0),
+        _torch_kl_divergence,
     ),
 }
 FILTERS: dict[str, dict[str, Any]] = {

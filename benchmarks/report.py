@@ -108,7 +108,7 @@ GOALS = (
     ),
     *(
         Goal(op, shape, "torch")
-        for op in ("cross_entropy", "token_logprobs", "entropy")
+        for op in ("cross_entropy", "token_logprobs", "entropy", "kl_divergence")
         for shape in BOTH
     ),
     *(Goal(op, shape, "np.max", must) for op, must in BESIDE_MAX.items() for shape in BOTH),

@@ -42,7 +42,8 @@ def masked_logits(x: np.ndarray, where: object = None) -> np.ndarray:
 
 def order(values: np.ndarray) -> list[int]:
     """The entries of one row above -infinity, the largest first, equal ones by ascending id."""
-    return sorted((v for v in range(len(values)) if values[v] > -INF), key=lambda v: -values[v])
+    best = np.argsort(-values, kind="stable")
+    return best[values[best] > -INF].tolist()
 
 
 def has_distribution(values: np.ndarray) -> bool:
@@ -78,18 +79,13 @@ def filtered(
         best, t = best[:1], np.longdouble(1)
     elif 1 <= top_k < len(best):
         best = best[:top_k]
-    z = np.array([np.longdouble(0) if np.isinf(t) else (values[v] - top) / t for v in best])
+    z = np.zeros(len(best), np.longdouble) if np.isinf(t) else (values[best] - top) / t
     e = np.exp(z)
     if top_p < 1:
-        total = e.sum()
-        mass = np.longdouble(0)
-        kept = 0
-        for weight in e:
-            mass += weight
-            kept += 1
-            margin = min(margin, float(abs(mass / total - top_p)))
-            if mass >= top_p * total:
-                break
+        mass = np.cumsum(e)
+        reached = mass >= top_p * mass[-1]
+        kept = int(reached.argmax()) + 1
+        margin = min(margin, float(np.abs(mass[:kept] / mass[-1] - top_p).min()))
         best, z, e = best[:kept], z[:kept], e[:kept]
     if min_p > 0:
         # The largest is 1 in any arithmetic, and so are those equal to it.

@@ -317,9 +317,11 @@ def test_topk_with_ties(dtype: str) -> None:
 def test_topk_in_the_worst_orders() -> None:
     n = 10_000
     rise = np.sort(make((n,)))
-    x = np.stack([rise, rise[::-1], np.full(n, 2.0, "f4"), np.roll(rise, 17), -np.abs(rise)])
+    stairs = np.arange(n) // 1024 + generator("stairs").random(n)  # blocks above all before them
+    orders = [rise, rise[::-1], np.full(n, 2.0), np.roll(rise, 17), -np.abs(rise), stairs]
+    x = np.stack(orders).astype("f4")
     x[4, -1] = 100
-    for k in (1, 20, 1024, n):
+    for k in (1, 20, 64, 65, 128, 129, 256, 500, 1024, n):
         check_topk(x, k)
 
 
@@ -485,6 +487,28 @@ def test_entropy_beside_scipy(logits: np.ndarray) -> None:
     assert_allclose(entropy(x, temperature=0.8), want, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_moments_of_every_size_of_logit(dtype: str) -> None:
+    """Also where squares of logits leave the range of the arithmetic before they are weighed."""
+    unit = make((3, 300), "float64", scale=1.0)
+    for size in (1e-30, 1e-18, 1e-9, 1e9, 1e18, 1e30, 3e37):
+        x = (unit * size).astype(dtype)
+        for ratio in (0.3, 5.0, 40.0, 1e10, 1e21, 1e39):  # up to temperatures beyond float32
+            t = np.longdouble(size * ratio)
+            z = (x - x.max(axis=1, keepdims=True).astype(np.longdouble)) / t
+            p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+            mean = (p * x).sum(axis=1)
+            variance = (p * (x - mean[:, None]) ** 2).sum(axis=1)
+            got = moments(x, temperature=size * ratio)
+            rtol = 1e-5 if dtype == "float32" else 1e-12
+            with np.errstate(over="ignore", under="ignore"):
+                assert_allclose(got.mean, mean.astype(dtype), rtol=rtol, atol=size * rtol)
+                want = variance.astype(dtype)
+            assert_allclose(got.variance, want, rtol=rtol, atol=np.finfo(dtype).smallest_normal)
+            entropy_of_rows = -(p * np.log(p)).sum(axis=1)
+            assert_allclose(got.entropy, entropy_of_rows.astype(dtype), rtol=rtol)
+
+
 def test_moments_are_the_derivatives_by_the_inverse_temperature() -> None:
     x = make((1, 500), "float64")
     b, h = 1.3, 1e-4
@@ -509,6 +533,17 @@ def test_kl_divergence(dtype: str) -> None:
         own = kl_divergence(p, p, temperature=0.7)
         assert (own >= 0).all()
         assert_allclose(own, 0.0, atol=2e-6 if got.dtype == np.float32 else 1e-14)
+
+
+def test_kl_divergence_of_nearly_equal_rows() -> None:
+    """Terms that cancel but for a millionth of them leave nothing of their rounding."""
+    for n in (10, 2000, 5000):
+        p = make((3, n), "float32")
+        q = p + (make((3, n), "float64")[::-1] * 1e-4).astype("f4")
+        log_p, log_q = logprobs(p).value, logprobs(q).value
+        want = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+        assert (want < 1e-7).all()
+        assert_allclose(kl_divergence(p, q), want.astype("f8"), rtol=1e-6)
 
 
 def test_kl_divergence_beside_torch(logits: np.ndarray) -> None:
@@ -542,6 +577,16 @@ def test_kl_divergence_of_two_dtypes_and_layouts() -> None:
     )
     large = make((1, 70), "float32") + np.float32(1e6)
     assert_allclose(kl_divergence(large, large), 0.0, atol=2e-6)
+
+
+def test_divergence_at_temperatures_below_float32() -> None:
+    """They are no limit: the arithmetic is float64 for logits of any type."""
+    p, q = np.array([1.0, 2.0, 3.0]), np.array([-INF, 2.0, 3.0])
+    for dtypes in (("f4", "f4"), ("f2", "f8"), ("f8", "f4")):
+        a, b = p.astype(dtypes[0]), q.astype(dtypes[1])
+        assert kl_divergence(a, b, temperature=1e-42) == INF
+        assert kl_divergence(a, b, temperature=0) == 0
+        assert_allclose(kl_divergence(b, a, temperature=1e-42), 0.0, atol=1e-12)
 
 
 def test_infinite_divergence() -> None:

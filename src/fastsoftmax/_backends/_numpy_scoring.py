@@ -55,7 +55,7 @@ class _Row:
         distribution.
     """
 
-    def __init__(self, batch: Batch, row: int) -> None:
+    def __init__(self, batch: Batch, row: int, arithmetic: type | None = None) -> None:
         x = batch.x[_row_index(batch, row)].ravel()
         self.unmasked = _unmasked(batch, row)
         values = x.astype(np.longdouble if x.dtype == np.float64 else np.float64)
@@ -64,7 +64,8 @@ class _Row:
         self.values = np.where(self.unmasked, values, -np.inf)
         self.top = self.values.max(initial=-np.inf)
         self.temperature = float(batch.temperature[_row_index(batch, row)])
-        arithmetic = np.float64 if x.dtype == np.float64 else np.float32
+        if arithmetic is None:
+            arithmetic = np.float64 if x.dtype == np.float64 else np.float32
         # log2(e)/T overflows in the arithmetic of the kernels.
         self.cold = self.temperature * float(np.finfo(arithmetic).max) < np.log2(np.e)
         self.z = self.scaled(self.top)
@@ -230,7 +231,7 @@ class ReferenceScoring:
 
     def kl_divergence(self, p: Batch, q: Batch, out: Float64, begin: int, end: int) -> None:
         for i in range(begin, end):
-            p_row, q_row = _Row(p, i), _Row(q, i)
+            p_row, q_row = _Row(p, i, np.float64), _Row(q, i, np.float64)
             if p_row.empty:
                 out[i] = 0.0
             elif not (p_row.has_distribution and q_row.has_distribution):

@@ -267,7 +267,7 @@ class Backend(Protocol):
         ----------
         p, q : Batch
             Of the same shape and with the same row axes and masks; dtypes, strides and
-            temperatures are each batch's own. The arithmetic is float64 where either is.
+            temperatures are each batch's own. The arithmetic is float64 whatever they hold.
         out : ndarray of float64, (rows,)
         """
         ...

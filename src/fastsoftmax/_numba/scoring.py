@@ -794,8 +794,8 @@ def moments(workspace, row_state, table, out, sums, begin, end):
     for r in range(begin, end):
         row, result = _logits(batch, r), out + 32 * r
         scale = _scale_of(row, scale, number)
-        # Below, squares of distances that count would not be normal numbers of float32.
-        narrow = scale.kind == FINITE and (size_of(number) == 8 or scale.temperature > 1e-20)
+        # Beyond, squares of distances that count would not be normal numbers of float32.
+        narrow = scale.kind == FINITE and (size_of(number) == 8 or 1e-20 < scale.temperature < 1e9)
         for b in range(blocks):
             block = _reduce_block(batch, row, scale, b, state, work, number)
             zeroth = peek(state.sums + 8 * b, np.float64)
