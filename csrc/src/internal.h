@@ -172,6 +172,14 @@ FSM_INLINE int fsm_lowest_bit(uint32_t bits)
 #endif
 }
 
+/* How many bits are set. */
+FSM_INLINE int fsm_count_bits(uint32_t bits)
+{
+    bits -= bits >> 1 & 0x55555555u;
+    bits = (bits & 0x33333333u) + (bits >> 2 & 0x33333333u);
+    return (int)(((bits + (bits >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24);
+}
+
 /* v_take for a vocabulary without a compression: see vec_scalar.h. */
 #define FSM_TAKE_BY_BITS(name, T)                                                                 \
     FSM_INLINE int name(T *value, uint32_t *id, const T *x, uint32_t first, uint32_t bits)        \
