@@ -10,6 +10,9 @@ from fastsoftmax._api import _arguments, _edits, _uniforms, _vocab
 from fastsoftmax._backends._protocol import Batch, Filters
 
 Array = NDArray[Any]
+# Made once: the annotations of a nested function are evaluated at every call.
+Float64 = NDArray[np.float64]
+Drawn = tuple[NDArray[np.int64], Float64]
 
 # Draws of a row with replacement that are made in one call, which sees no signal, and how many
 # entries take as long as a draw: from a few to 20,000.
@@ -280,7 +283,7 @@ def sample_rows(
     u = _uniforms.uniforms(seed, step, checked.shape, draws, first_row)
     backend = _backends.current()
 
-    def draw(u: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def draw(u: Float64) -> Drawn:
         ids, logprobs = np.empty(u.shape, np.int64), np.empty(u.shape)
 
         def call(rows: slice, batch: Batch, begin: int, end: int) -> None:
