@@ -180,18 +180,14 @@ FSM_INLINE int fsm_count_bits(uint32_t bits)
     return (int)(((bits + (bits >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24);
 }
 
-/* v_take for a vocabulary without a compression: see vec_scalar.h. */
-#define FSM_TAKE_BY_BITS(name, T)                                                                 \
-    FSM_INLINE int name(T *value, uint32_t *id, const T *x, uint32_t first, uint32_t bits)        \
-    {                                                                                             \
-        int taken = 0;                                                                            \
-        for (; bits; bits &= bits - 1, ++taken) {                                                 \
-            const int at = fsm_lowest_bit(bits);                                                  \
-            value[taken] = x[at];                                                                 \
-            id[taken] = first + (uint32_t)at;                                                     \
-        }                                                                                         \
-        return taken;                                                                             \
-    }
+/* v_places for a vocabulary without a compression: see vec_scalar.h. */
+FSM_INLINE int fsm_places(uint32_t *id, uint32_t first, uint32_t bits)
+{
+    int places = 0;
+    for (; bits; bits &= bits - 1)
+        id[places++] = first + (uint32_t)fsm_lowest_bit(bits);
+    return places;
+}
 
 /* And for v_squeeze. */
 #define FSM_SQUEEZE_BY_BITS(name, T)                                                              \

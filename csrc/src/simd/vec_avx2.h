@@ -199,7 +199,7 @@ FSM_INLINE double s_fma(double a, double b, double c)
 {
     return _mm_cvtsd_f64(_mm_fmadd_sd(_mm_set_sd(a), _mm_set_sd(b), _mm_set_sd(c)));
 }
-FSM_TAKE_BY_BITS(v_take_f32, float)
-FSM_TAKE_BY_BITS(v_take_f64, double)
+#define v_places_f32 fsm_places
+#define v_places_f64 fsm_places
 FSM_SQUEEZE_BY_BITS(v_squeeze_f32, float)
 FSM_SQUEEZE_BY_BITS(v_squeeze_f64, double)

@@ -202,25 +202,20 @@ FSM_INLINE double s_fma(double a, double b, double c)
 {
     return _mm_cvtsd_f64(_mm_fmadd_sd(_mm_set_sd(a), _mm_set_sd(b), _mm_set_sd(c)));
 }
-FSM_INLINE int v_take_f32(float *value, uint32_t *id, const float *x, uint32_t first, uint32_t bits)
+FSM_INLINE int v_places_f32(uint32_t *id, uint32_t first, uint32_t bits)
 {
-    const mask_f32 m = (mask_f32)bits;
     const __m512i lane =
         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i ids = _mm512_add_epi32(lane, _mm512_set1_epi32((int)first));
-    /* Compressed in registers: to memory it is slow on some CPUs. */
-    _mm512_storeu_ps(value, _mm512_maskz_compress_ps(m, _mm512_maskz_loadu_ps(m, x)));
-    _mm512_storeu_si512(id, _mm512_maskz_compress_epi32(m, ids));
+    /* Compressed in a register: to memory it is slow on some CPUs. */
+    _mm512_storeu_si512(id, _mm512_maskz_compress_epi32((mask_f32)bits, ids));
     return (int)_mm_popcnt_u32(bits);
 }
-FSM_INLINE int v_take_f64(double *value, uint32_t *id, const double *x, uint32_t first,
-                          uint32_t bits)
+FSM_INLINE int v_places_f64(uint32_t *id, uint32_t first, uint32_t bits)
 {
-    const mask_f64 m = (mask_f64)bits;
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i ids = _mm256_add_epi32(lane, _mm256_set1_epi32((int)first));
-    _mm512_storeu_pd(value, _mm512_maskz_compress_pd(m, _mm512_maskz_loadu_pd(m, x)));
-    _mm256_storeu_si256((__m256i *)id, _mm256_maskz_compress_epi32(m, ids));
+    _mm256_storeu_si256((__m256i *)id, _mm256_maskz_compress_epi32((mask_f64)bits, ids));
     return (int)_mm_popcnt_u32(bits);
 }
 FSM_INLINE int v_squeeze_f64(double *value, uint32_t *id, double *weight, int64_t from, int64_t to,

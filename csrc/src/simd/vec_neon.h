@@ -171,7 +171,7 @@ FSM_INLINE void v_transpose_f32(vec_f32 *v)
     }
 }
 FSM_INLINE double s_fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
-FSM_TAKE_BY_BITS(v_take_f32, float)
-FSM_TAKE_BY_BITS(v_take_f64, double)
+#define v_places_f32 fsm_places
+#define v_places_f64 fsm_places
 FSM_SQUEEZE_BY_BITS(v_squeeze_f32, float)
 FSM_SQUEEZE_BY_BITS(v_squeeze_f64, double)

@@ -13,9 +13,8 @@
  *   v_unordered               whether a or b is NaN
  *   v_not_lt, v_ne            comparisons that are true where a or b is NaN
  *   v_bits(m), v_count(m)     a mask as an integer, lane 0 lowest; how many of its lanes are set
- *   v_take(value, id, x, first, bits)  the lanes of memory at x that are set in `bits`, one after
- *                             another in value[], and first + their numbers in id[]; a whole vector
- *                             may be written to each. Returns how many
+ *   v_places(id, first, bits) first + the numbers of the lanes that are set in `bits`, one after
+ *                             another in id[], where a whole vector may be written. Returns how many
  *   v_squeeze(value, id, weight, from, to, bits)  moves what is set in `bits` of the lanes from `from`
  *                             on to the places from `to` on, to <= from, in all three arrays; whole
  *                             vectors may be read and written. Returns how many
@@ -138,7 +137,7 @@ FSM_INLINE float v_join_f32(const double *a) { return (float)*a; }
 FSM_INLINE void v_transpose_f32(float *v) { (void)v; }
 FSM_INLINE void v_transpose_f64(double *v) { (void)v; }
 FSM_INLINE double s_fma(double a, double b, double c) { return v_fma_f64(a, b, c); }
-FSM_TAKE_BY_BITS(v_take_f32, float)
-FSM_TAKE_BY_BITS(v_take_f64, double)
+#define v_places_f32 fsm_places
+#define v_places_f64 fsm_places
 FSM_SQUEEZE_BY_BITS(v_squeeze_f32, float)
 FSM_SQUEEZE_BY_BITS(v_squeeze_f64, double)
