@@ -718,7 +718,7 @@ SEEN = """
     "order",
     [
         "import threadpoolctl, fastsoftmax",
-        "import fastsoftmax, numpy, threadpoolctl; fastsoftmax.softmax(numpy.ones((9, 150_000)))",
+        "import fastsoftmax, numpy, threadpoolctl; fastsoftmax.softmax(numpy.ones((9, 200_000)))",
     ],
     ids=["before", "after"],
 )
@@ -731,7 +731,7 @@ def test_threadpoolctl(order: str) -> None:
 def test_threadpoolctl_is_not_imported() -> None:
     script = """
         import sys, numpy, fastsoftmax
-        fastsoftmax.softmax(numpy.ones((9, 150000), 'f4'))
+        fastsoftmax.softmax(numpy.ones((9, 200000), 'f4'))
         print("threadpoolctl" in sys.modules)
     """
     assert output(script, FASTSOFTMAX_NUM_THREADS="2") == "False"

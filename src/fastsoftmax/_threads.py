@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from fastsoftmax._backends._protocol import Backend, Batch
 from fastsoftmax._ops import Op
 
-# Entries below which a batch is not worth waking a thread for: some 200 us of work at memory speed.
+# Entries below which a batch is not worth waking a thread for: some 250 us of work at memory speed.
 # On a machine of one's own a thread is awake after 10 to 20 us, on a virtual one whose other CPU
 # sleeps or is busy after up to 90, of which the caller spends 40 on the call that wakes it.
-SERIAL_BELOW = 1 << 20
+SERIAL_BELOW = 3 << 19
 
 # Entries of a row from which it is shared by the threads where there are few rows. Two steps, each
 # of which wakes the threads, need twice the work.
