@@ -74,7 +74,7 @@ STREAMED = (LARGE, Shape(64, 32000), MEDIUM, Shape(16384, 128))
 CACHED = (Shape(8, 1000), Shape(1, 32000))
 BOTH = (LARGE, Shape(LARGE.rows, LARGE.cols, peaked=True))
 BOTH_ONES = (ONE, Shape(ONE.rows, ONE.cols, peaked=True))
-THREADED = Shape(64, 32000)  # fits in the last cache, and is large enough to be shared
+THREADED = Shape(64, 32000)  # large enough to be shared
 SAMPLE, MIN_P, TOP_P, ALL_FILTERS = FILTERS
 BESIDE_MAX = {SAMPLE: 2.0, MIN_P: 2.0, TOP_P: 3.0, ALL_FILTERS: 2.0}
 SPARE = 10.0  # microseconds that a batch of one has beside that
