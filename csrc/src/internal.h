@@ -3,6 +3,7 @@
 #define FSM_INTERNAL_H
 
 #include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -56,7 +57,8 @@ enum {
     STEP = 16,          /* virtual lanes: entry i of a block belongs to lane i % STEP */
     GROUP = 8 * STEP,   /* entries that are added as a tree in the row's own type */
     BLOCK = 16 * GROUP, /* entries that share a maximum; 8 KB of float */
-    TILE = 64,          /* rows that the column kernel treats at once, at most */
+    TILE = 96,          /* rows that the column kernel treats at once, at most, */
+    TALL_TILE = 64,     /* and where they have several blocks */
     FSM_PAGE = 4096     /* bytes after which places in memory look alike to a CPU */
 };
 
