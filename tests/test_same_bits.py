@@ -337,6 +337,47 @@ def test_rows_in_flight(dtype: str, cols: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [3, 16, 17, 130, 1000, 2048, 2049, 9000])
+def test_tiles_in_flight(op: str, dtype: str, n: int) -> None:
+    """Rows side by side in memory, which the C library treats in tiles, three at a time: as many as
+    go around the caches, and few; with gaps, at places of a line that are not its beginning, and on a
+    middle axis. Special rows and such as no tile takes are among them."""
+    kind = as_dtype(dtype)
+    for rows in (5, 200, (4 << 20) // (n * kind.itemsize) // 3 * 3 + 3):
+        x = logits(903, rows, n, dtype)
+        for i, special in enumerate((np.nan, np.inf, -np.inf, 40.0)):
+            x[i + 3 :: 151, (5 * i) % n] = special
+        x[2::213] = -np.inf
+        x[1::171, 0] = np.finfo(np.float32).max / 3 if dtype != "float16" else 6e4
+        temperature = np.full(rows, 0.7)
+        temperature[4::190] = 1e39
+        for implementation in (name for name in available() if name.startswith("c")):
+            if implementation == "c-scalar" and x.size > 200 * 2049:
+                continue  # a hundred times as slow, and with the same tiles
+            with using(implementation):
+                expected = call(op, x, -1, temperature, None)
+                for gap, offset in ((0, 0), (5, 3), (64, 32)):
+                    memory = np.full(n * (rows + gap) + offset, 7, kind)
+                    side = memory[offset:].reshape(n, rows + gap)[:, :rows]
+                    side[...] = x.T
+                    assert same_bits(call(op, side, 0, temperature, None).T, expected)
+                    if op == "logsumexp":
+                        continue
+                    call(op, side, 0, temperature, None, out=side)
+                    assert same_bits(side.T, expected)
+                    side[...] = 7
+                    assert (memory == 7).all()
+                    call(op, np.ascontiguousarray(x.T), 0, temperature, None, out=side)
+                    assert same_bits(side.T, expected)
+                if rows % 3 == 0:
+                    middle = np.ascontiguousarray(x.reshape(3, -1, n).swapaxes(1, 2))
+                    got = call(op, middle, 1, temperature.reshape(3, -1), None)
+                    got = got if op == "logsumexp" else got.swapaxes(1, 2)
+                    assert same_bits(got.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_stored_hash(backend: str, op: str) -> None:
     """SHA-256 over the bits of all results; NaN counts as one value."""
     if not backend.startswith("c-"):
