@@ -181,6 +181,35 @@ FSM_INLINE void v_transpose_f32(vec_f32 *v)
         v[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
     }
 }
+/* In every 128 bits, four columns of four rows, or back. */
+FSM_INLINE void fsm_transpose_fours(vec_f32 *v)
+{
+    const vec_f32 a0 = _mm256_unpacklo_ps(v[0], v[1]), a1 = _mm256_unpackhi_ps(v[0], v[1]);
+    const vec_f32 a2 = _mm256_unpacklo_ps(v[2], v[3]), a3 = _mm256_unpackhi_ps(v[2], v[3]);
+    v[0] = _mm256_shuffle_ps(a0, a2, 0x44);
+    v[1] = _mm256_shuffle_ps(a0, a2, 0xee);
+    v[2] = _mm256_shuffle_ps(a1, a3, 0x44);
+    v[3] = _mm256_shuffle_ps(a1, a3, 0xee);
+}
+#define FOURS_f32 1
+FSM_INLINE void v_load_fours_f32(const float *p, int64_t stride, vec_f32 *v)
+{
+    UNROLL
+    for (int k = 0; k < 4; ++k)
+        v[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + k * stride)),
+                                    _mm_loadu_ps(p + (k + 4) * stride), 1);
+    fsm_transpose_fours(v);
+}
+FSM_INLINE void v_store_fours_f32(float *p, int64_t stride, vec_f32 *v)
+{
+    fsm_transpose_fours(v);
+    UNROLL
+    for (int k = 0; k < 4; ++k)
+        _mm_storeu_ps(p + k * stride, _mm256_castps256_ps128(v[k]));
+    UNROLL
+    for (int k = 0; k < 4; ++k)
+        _mm_storeu_ps(p + (k + 4) * stride, _mm256_extractf128_ps(v[k], 1));
+}
 FSM_INLINE void v_transpose_f64(vec_f64 *v)
 {
     vec_f64 a[4];

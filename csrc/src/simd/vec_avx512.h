@@ -175,6 +175,44 @@ FSM_INLINE void v_transpose_f32(vec_f32 *v)
         v[i + 12] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
     }
 }
+/* In every 128 bits, four columns of four rows, or back. */
+FSM_INLINE void fsm_transpose_fours(vec_f32 *v)
+{
+    const vec_f32 a0 = _mm512_unpacklo_ps(v[0], v[1]), a1 = _mm512_unpackhi_ps(v[0], v[1]);
+    const vec_f32 a2 = _mm512_unpacklo_ps(v[2], v[3]), a3 = _mm512_unpackhi_ps(v[2], v[3]);
+    v[0] = _mm512_shuffle_ps(a0, a2, 0x44);
+    v[1] = _mm512_shuffle_ps(a0, a2, 0xee);
+    v[2] = _mm512_shuffle_ps(a1, a3, 0x44);
+    v[3] = _mm512_shuffle_ps(a1, a3, 0xee);
+}
+#define FOURS_f32 1
+FSM_INLINE void v_load_fours_f32(const float *p, int64_t stride, vec_f32 *v)
+{
+    UNROLL
+    for (int k = 0; k < 4; ++k) {
+        v[k] = _mm512_castps128_ps512(_mm_loadu_ps(p + k * stride));
+        v[k] = _mm512_insertf32x4(v[k], _mm_loadu_ps(p + (k + 4) * stride), 1);
+        v[k] = _mm512_insertf32x4(v[k], _mm_loadu_ps(p + (k + 8) * stride), 2);
+        v[k] = _mm512_insertf32x4(v[k], _mm_loadu_ps(p + (k + 12) * stride), 3);
+    }
+    fsm_transpose_fours(v);
+}
+FSM_INLINE void v_store_fours_f32(float *p, int64_t stride, vec_f32 *v)
+{
+    fsm_transpose_fours(v);
+    UNROLL
+    for (int k = 0; k < 4; ++k)
+        _mm_storeu_ps(p + k * stride, _mm512_castps512_ps128(v[k]));
+    UNROLL
+    for (int k = 0; k < 4; ++k)
+        _mm_storeu_ps(p + (k + 4) * stride, _mm512_extractf32x4_ps(v[k], 1));
+    UNROLL
+    for (int k = 0; k < 4; ++k)
+        _mm_storeu_ps(p + (k + 8) * stride, _mm512_extractf32x4_ps(v[k], 2));
+    UNROLL
+    for (int k = 0; k < 4; ++k)
+        _mm_storeu_ps(p + (k + 12) * stride, _mm512_extractf32x4_ps(v[k], 3));
+}
 FSM_INLINE void v_transpose_f64(vec_f64 *v)
 {
     vec_f64 a[8], b[8];

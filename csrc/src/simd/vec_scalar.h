@@ -24,6 +24,9 @@
  *   v_accumulate(s, a)        adds the lanes of a to the one or two vectors of doubles at s
  *   v_join(s)                 one or two vectors of doubles, rounded, as one vector
  *   v_transpose(v)            as many vectors as one has lanes, as a square matrix
+ *   FOURS, v_load_fours, v_store_fours(p, stride, v)
+ *                             where it is 1: the first four entries of as many rows as lanes, as
+ *                             four vectors; stored row by row, v is not left as it was
  *   v_hsum_f64                lane j + lane j + LANES/2, and so on, halving
  *   s_fma                     v_fma_f64 on a single double
  */
