@@ -341,8 +341,8 @@ def test_rows_in_flight(dtype: str, cols: int, rows: int) -> None:
 @pytest.mark.parametrize("n", [3, 16, 17, 130, 1000, 2048, 2049, 9000])
 def test_tiles_in_flight(op: str, dtype: str, n: int) -> None:
     """Rows side by side in memory, which the C library treats in tiles, three at a time: as many as
-    go around the caches, and few; with gaps, at places of a line that are not its beginning, and on a
-    middle axis. Special rows and such as no tile takes are among them."""
+    go around the caches, and few; with gaps, at places of a line that are not its beginning, and on
+    a middle axis. Special rows and such as no tile takes are among them."""
     kind = as_dtype(dtype)
     for rows in (5, 200, (4 << 20) // (n * kind.itemsize) // 3 * 3 + 3):
         x = logits(903, rows, n, dtype)
