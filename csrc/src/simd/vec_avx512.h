@@ -238,7 +238,11 @@ FSM_INLINE void v_transpose_f64(vec_f64 *v)
 }
 FSM_INLINE double s_fma(double a, double b, double c)
 {
+#if defined(FSM_MSVC)
     return _mm_cvtsd_f64(_mm_fmadd_sd(_mm_set_sd(a), _mm_set_sd(b), _mm_set_sd(c)));
+#else /* without the moves of _mm_set_sd, of which valgrind does not know all forms */
+    return __builtin_fma(a, b, c);
+#endif
 }
 FSM_INLINE int v_places_f32(uint32_t *id, uint32_t first, uint32_t bits)
 {
