@@ -3,7 +3,6 @@
 #define FSM_INTERNAL_H
 
 #include <float.h>
-#include <limits.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -58,7 +57,7 @@ enum {
     GROUP = 8 * STEP,   /* entries that are added as a tree in the row's own type */
     BLOCK = 16 * GROUP, /* entries that share a maximum; 8 KB of float */
     TILE = 96,          /* rows that the column kernel treats at once, at most, */
-    TALL_TILE = 64,     /* and where they have several blocks */
+    NARROW_TILE = 64,   /* and for all but softmax of one block around the caches */
     FSM_PAGE = 4096     /* bytes after which places in memory look alike to a CPU */
 };
 

@@ -160,27 +160,6 @@ FSM_INLINE vec_f32 v_join_f32(const vec_f64 *a)
 {
     return _mm256_set_m128(_mm256_cvtpd_ps(a[1]), _mm256_cvtpd_ps(a[0]));
 }
-FSM_INLINE void v_transpose_f32(vec_f32 *v)
-{
-    vec_f32 a[8], b[8];
-    UNROLL
-    for (int i = 0; i < 8; i += 2) {
-        a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
-        a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
-    }
-    UNROLL
-    for (int i = 0; i < 8; i += 4) { /* in every 128 bits, columns of four rows */
-        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
-        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
-        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
-    }
-    UNROLL
-    for (int i = 0; i < 4; ++i) {
-        v[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
-        v[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
-    }
-}
 /* In every 128 bits, four columns of four rows, or back. */
 FSM_INLINE void fsm_transpose_fours(vec_f32 *v)
 {
@@ -190,6 +169,17 @@ FSM_INLINE void fsm_transpose_fours(vec_f32 *v)
     v[1] = _mm256_shuffle_ps(a0, a2, 0xee);
     v[2] = _mm256_shuffle_ps(a1, a3, 0x44);
     v[3] = _mm256_shuffle_ps(a1, a3, 0xee);
+}
+FSM_INLINE void v_transpose_f32(vec_f32 *v)
+{
+    fsm_transpose_fours(v);
+    fsm_transpose_fours(v + 4);
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const vec_f32 low = v[i], high = v[i + 4];
+        v[i] = _mm256_permute2f128_ps(low, high, 0x20);
+        v[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+    }
 }
 #define FOURS_f32 1
 FSM_INLINE void v_load_fours_f32(const float *p, int64_t stride, vec_f32 *v)

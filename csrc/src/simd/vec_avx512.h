@@ -145,36 +145,6 @@ FSM_INLINE vec_f32 v_join_f32(const vec_f64 *a)
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a[0])), _mm512_cvtpd_ps(a[1]),
                               1);
 }
-FSM_INLINE void v_transpose_f32(vec_f32 *v)
-{
-    vec_f32 a[16], b[16];
-    UNROLL
-    for (int i = 0; i < 16; i += 2) {
-        a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
-        a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
-    }
-    UNROLL
-    for (int i = 0; i < 16; i += 4) { /* in every 128 bits, columns of four rows */
-        b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
-        b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
-        b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-        b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
-    }
-    UNROLL
-    for (int i = 0; i < 4; ++i) {
-        a[i] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
-        a[i + 4] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
-        a[i + 8] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
-        a[i + 12] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
-    }
-    UNROLL
-    for (int i = 0; i < 4; ++i) {
-        v[i] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
-        v[i + 8] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0xdd);
-        v[i + 4] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0x88);
-        v[i + 12] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
-    }
-}
 /* In every 128 bits, four columns of four rows, or back. */
 FSM_INLINE void fsm_transpose_fours(vec_f32 *v)
 {
@@ -184,6 +154,27 @@ FSM_INLINE void fsm_transpose_fours(vec_f32 *v)
     v[1] = _mm512_shuffle_ps(a0, a2, 0xee);
     v[2] = _mm512_shuffle_ps(a1, a3, 0x44);
     v[3] = _mm512_shuffle_ps(a1, a3, 0xee);
+}
+FSM_INLINE void v_transpose_f32(vec_f32 *v)
+{
+    vec_f32 a[16];
+    UNROLL
+    for (int i = 0; i < 16; i += 4)
+        fsm_transpose_fours(v + i);
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+        a[i] = _mm512_shuffle_f32x4(v[i], v[i + 4], 0x88);
+        a[i + 4] = _mm512_shuffle_f32x4(v[i], v[i + 4], 0xdd);
+        a[i + 8] = _mm512_shuffle_f32x4(v[i + 8], v[i + 12], 0x88);
+        a[i + 12] = _mm512_shuffle_f32x4(v[i + 8], v[i + 12], 0xdd);
+    }
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+        v[i] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
+        v[i + 8] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0xdd);
+        v[i + 4] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0x88);
+        v[i + 12] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
+    }
 }
 #define FOURS_f32 1
 FSM_INLINE void v_load_fours_f32(const float *p, int64_t stride, vec_f32 *v)
