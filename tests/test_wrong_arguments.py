@@ -335,13 +335,13 @@ def test_the_table_is_every_argument() -> None:
         assert set(inspect.signature(of).parameters) - {"self"} == set(arguments), name
 
 
-def test_the_arguments_are_right() -> None:
+def test_the_arguments_are_right(backend: str) -> None:
     for call, arguments in valid().values():
         call(**arguments)
 
 
 @pytest.mark.parametrize("name", list(valid()))
-def test_one_wrong_argument(name: str) -> None:
+def test_one_wrong_argument(backend: str, name: str) -> None:
     before = f.get_num_threads()
     try:
         for parameter in valid()[name][1]:

@@ -33,8 +33,9 @@ def _edited(values: Wide, edits: Edits, row: int) -> Wide:
     """A row with its edits made."""
     here = slice(edits.offsets[row], edits.offsets[row + 1])
     ids, penalty = edits.ids[here], edits.penalty[here]
-    y = values[ids] + edits.bias[here]
-    y = np.where(y > 0, y / penalty, y * penalty) - edits.reduction[here]
+    with np.errstate(all="ignore"):
+        y = values[ids] + edits.bias[here]
+        y = np.where(y > 0, y / penalty, y * penalty) - edits.reduction[here]
     result = values.copy()
     result[ids] = y
     return result
@@ -88,10 +89,11 @@ class _Row:
             return np.where(values > -np.inf, 0.0, -np.inf)
         if self.cold:
             return np.where(values == top, 0.0, -np.inf)
-        if top > 1e300:  # a difference could overflow; quarters are exact
-            z: Wide = (values / 4 - top / 4) / (self.temperature / 4)
-        else:
-            z = (values - top) / self.temperature
+        with np.errstate(over="ignore", under="ignore"):  # to -inf and to 0, which are right
+            if top > 1e300:  # a difference could overflow; quarters are exact
+                z: Wide = (values / 4 - top / 4) / (self.temperature / 4)
+            else:
+                z = (values - top) / self.temperature
         return z
 
     def order(self) -> Int64:
