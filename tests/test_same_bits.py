@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from oracle import OPS
-from support import as_dtype, available, same_bits, using
+from support import IMPLEMENTATIONS, as_dtype, available, same_bits, using
 
 import fastsoftmax
 from fastsoftmax import _threads
@@ -285,55 +285,56 @@ HASHES = {
 }
 
 
+EACH_KERNEL = pytest.mark.parametrize(
+    "backend", [name for name in IMPLEMENTATIONS if name != "numpy"], indirect=True
+)
+
+
+@EACH_KERNEL
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cols", [130, 1000, 2048, 2050, 4097, 31_999, 200_001])
-def test_results_around_the_caches(op: str, dtype: str, cols: int) -> None:
-    """Those of large batches, of which the C library writes rows while it reads others."""
+def test_results_around_the_caches(backend: str, op: str, dtype: str, cols: int) -> None:
+    """Those of large batches, of which rows are written while others are read."""
     kind = as_dtype(dtype)
     rows = (4 << 20) // (cols * kind.itemsize) + 3
     x = logits(900, rows, cols, dtype)
     t = temperatures(901, rows)
-    for implementation in (name for name in available() if name.startswith("c")):
-        with using(implementation):
-            expected = np.concatenate(
-                [call(op, x[i : i + 1], -1, heat, None) for i, heat in enumerate(t)]
-            )
-            for gap, offset in ((0, 0), (0, 1), (1, 15), (3, 2)):
-                # Between the rows, and of the first one.
-                memory = np.full(rows * (cols + gap) + 16, 7, kind)
-                out = memory[offset : offset + rows * (cols + gap)].reshape(rows, cols + gap)
-                call(op, x, -1, t[:, None], None, out=out[:, :cols])
-                assert same_bits(out[:, :cols], expected)
-                between = [memory[:offset], memory[offset + out.size :], out[:, cols:].ravel()]
-                assert (np.concatenate(between) == 7).all()
+    expected = np.concatenate([call(op, x[i : i + 1], -1, heat, None) for i, heat in enumerate(t)])
+    for gap, offset in ((0, 0), (0, 1), (1, 15), (3, 2)):
+        # Between the rows, and of the first one.
+        memory = np.full(rows * (cols + gap) + 16, 7, kind)
+        out = memory[offset : offset + rows * (cols + gap)].reshape(rows, cols + gap)
+        call(op, x, -1, t[:, None], None, out=out[:, :cols])
+        assert same_bits(out[:, :cols], expected)
+        between = [memory[:offset], memory[offset + out.size :], out[:, cols:].ravel()]
+        assert (np.concatenate(between) == 7).all()
 
 
+@EACH_KERNEL
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("cols", [33, 64, 127, 128, 129, 200, 1000, 2048])
 @pytest.mark.parametrize("rows", [1, 2, 17, 41, 0])
-def test_rows_in_flight(dtype: str, cols: int, rows: int) -> None:
-    """Those of rows at one temperature, of which the C library treats several at a time; 0 stands
-    for as many as go around the caches. Special rows, and rows with one large entry, among them."""
+def test_rows_in_flight(backend: str, dtype: str, cols: int, rows: int) -> None:
+    """Those of rows at one temperature, of which several are treated at a time; 0 stands for as
+    many as go around the caches. Special rows, and rows with one large entry, among them."""
     kind = as_dtype(dtype)
     rows = rows or (4 << 20) // (cols * kind.itemsize) + 3
     x = logits(902, rows, cols, dtype)
     for i, special in enumerate((np.nan, np.inf, -np.inf, 40.0)):
         x[i + 3 :: 11, (5 * i) % cols] = special
     x[2::13] = -np.inf
-    for implementation in (name for name in available() if name.startswith("c")):
-        with using(implementation):
-            expected = np.concatenate([call("softmax", row[None], -1, 0.7, None) for row in x])
-            for gap, offset in ((0, 0), (0, 4), (1, 15), (5, 2)):
-                memory = np.full(rows * (cols + gap) + 16, 7, kind)
-                out = memory[offset : offset + rows * (cols + gap)].reshape(rows, cols + gap)
-                call("softmax", x, -1, 0.7, None, out=out[:, :cols])
-                assert same_bits(out[:, :cols], expected)
-                between = [memory[:offset], memory[offset + out.size :], out[:, cols:].ravel()]
-                assert (np.concatenate(between) == 7).all()
-                out[:, :cols] = x
-                call("softmax", out[:, :cols], -1, 0.7, None, out=out[:, :cols])
-                assert same_bits(out[:, :cols], expected)
+    expected = np.concatenate([call("softmax", row[None], -1, 0.7, None) for row in x])
+    for gap, offset in ((0, 0), (0, 4), (1, 15), (5, 2)):
+        memory = np.full(rows * (cols + gap) + 16, 7, kind)
+        out = memory[offset : offset + rows * (cols + gap)].reshape(rows, cols + gap)
+        call("softmax", x, -1, 0.7, None, out=out[:, :cols])
+        assert same_bits(out[:, :cols], expected)
+        between = [memory[:offset], memory[offset + out.size :], out[:, cols:].ravel()]
+        assert (np.concatenate(between) == 7).all()
+        out[:, :cols] = x
+        call("softmax", out[:, :cols], -1, 0.7, None, out=out[:, :cols])
+        assert same_bits(out[:, :cols], expected)
 
 
 @pytest.mark.parametrize("op", OPS)

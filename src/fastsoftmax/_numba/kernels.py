@@ -41,20 +41,24 @@ from fastsoftmax._numba.vectors import (
     counted,
     exp2,
     fence,
+    first_lanes,
     first_of,
     fma,
+    in_step,
     inlined,
     kept_apart,
     largest,
     load,
     load_16,
     load_columns,
+    load_in_step,
     load_part,
     log_of_sum,
     no_counts,
     peek,
     poke,
     prefetch,
+    repeated,
     size_of,
     splat,
     store,
@@ -69,7 +73,7 @@ from fastsoftmax._numba.vectors import (
 )
 
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of vectors.py.
-VECTORS = 0xBD533D9A
+VECTORS = 0xE5440C57
 
 GROUP = 8 * LANES  # entries added as one tree
 BLOCK = 2048  # entries that share a maximum: 8 KB of float32
@@ -77,6 +81,7 @@ SHORT = 64  # entries: rows up to here are transposed
 TILE = 256  # bytes side by side that are taken at a time by columns
 KEPT = 2**19  # bytes of terms kept from the sum to the output; further ones are computed twice
 AHEAD = 2 * BLOCK  # entries: far enough for DRAM, near enough for the first or second cache
+PAGE = 4096  # bytes
 STREAMABLE = 512  # entries: a shorter run past the caches is not worth its odd ends
 
 # Constants that are arguments of jitted functions have a type: Numba compiles anew for a literal.
@@ -115,7 +120,9 @@ TOPS = TEMPERATURES + 2 * TILE
 BESTS = TOPS + 2 * TILE
 TOTALS = BESTS + 2 * TILE
 LOGS = TOTALS + 2 * TILE
-CHUNKS = LOGS + 2 * TILE  # the tile: chunks of LANES columns, then states of longer columns
+HELD = LOGS + 2 * TILE  # results that begin a vector of memory, with room for two of them
+HELD_END = HELD + 16 * LANES  # the address that the next result would have, or 0
+CHUNKS = HELD_END + CACHE_LINE  # the tile: chunks of LANES columns, then states of longer columns
 
 LOG2_E_HI = float.fromhex("0x1.71547652b82fep+0")
 LOG2_E_LO = float.fromhex("0x1.777d0ffda0d24p-56")
@@ -514,31 +521,49 @@ def _larger(a, b):
     return choose(a > b, a, b)
 
 
-@_jit
-def _exponentials(source, size, top, shrink, hi, lo, target, ahead, lines, number):
-    """Terms of ``exp((source - top)/T)``, with zeros up to a whole vector.
+class Heat(NamedTuple):
+    """What terms are made with, in vectors of those in step: see `Scale`."""
 
-    Meanwhile as many cache lines for each GROUP are fetched from the address `ahead` on.
-    """
-    kept_apart()
+    minus_top: float
+    shrink: float
+    hi: float
+    lo: float
+
+
+@inlined
+def _heat(top, shrink, hi, lo):
     # With nothing but -inf the difference has to be -inf and not NaN: any finite number does.
     minus_top = choose(top == -np.inf, 0.0 - shrink, top * (0.0 - shrink))
-    step = LANES * size_of(number)
+    return Heat(repeated(minus_top), repeated(shrink), repeated(hi), repeated(lo))
+
+
+@inlined
+def _terms(source, size, target, heat, number):
+    """Terms of a number of entries that is a multiple of those in step."""
+    for _ in range(size // in_step(number)):
+        t = fma(load_in_step(source, number), heat.shrink, heat.minus_top)
+        store(target, exp2(t, heat.hi, heat.lo))
+        source += in_step(number) * size_of(number)
+        target += in_step(number) * size_of(number)
+
+
+@_jit
+def _exponentials(source, size, top, shrink, hi, lo, target, number):
+    """Terms of ``exp((source - top)/T)``, with zeros up to a whole vector."""
+    kept_apart()
+    heat = _heat(top, shrink, hi, lo)
+    whole = size - size % in_step(number)
+    _terms(source, whole, target, heat, number)
+    minus_top, step = first_lanes(heat.minus_top), LANES * size_of(number)
+    source += whole * size_of(number)
+    target += whole * size_of(number)
+    size -= whole
     while size > 0:
-        group = min(size, GROUP)
-        for _ in range(lines):
-            prefetch(ahead)
-            ahead += CACHE_LINE
-        for _ in range(group // LANES):
-            t = fma(load(source, number), shrink, minus_top)
-            store(target, exp2(t, hi, lo))
-            source += step
-            target += step
-        size -= group
-        group %= LANES
-        if group > 0:
-            t = fma(load_part(source, group, -np.inf, number), shrink, minus_top)
-            store(target, exp2(t, hi, lo))
+        t = fma(load_part(source, size, -np.inf, number), shrink, minus_top)
+        store(target, exp2(t, hi, lo))
+        source += step
+        target += step
+        size -= LANES
 
 
 @inlined
@@ -556,10 +581,10 @@ def _add(a, b):
     return total, (lost_a + lost_b) + ((a - (total - back)) + (b - back))
 
 
-# The sum of GROUP terms is a tree: those 64 apart are added, then those 32 apart, and so on. It is
-# exact where terms are equal. Where one outweighs the rest each rounding is felt in full, so few
-# are let go: one in float32, after which float64 loses nothing worth keeping, or two in float64,
-# after which errors are kept.
+# Of each GROUP of terms those 64 apart are added, then those 32 and those 16 apart; groups are
+# added lane by lane, and the lanes at last, again as a tree. It is exact where terms are equal.
+# Where one outweighs the rest each rounding is felt in full, so few are let go: one in float32,
+# after which float64 loses nothing worth keeping, or two in float64, after which errors are kept.
 
 
 @inlined
@@ -582,19 +607,59 @@ def _add_up(a, b, number):
     return _add(a, b)
 
 
+@inlined
+def _add_groups(lanes, terms, size, number):
+    """Add terms to the sums of lanes. Zeros are written behind them, up to a whole GROUP."""
+    step = LANES * size_of(number)
+    for i in range(-(-size // LANES), -(-size // GROUP) * (GROUP // LANES)):
+        store(terms + i * step, splat(number(0)))
+    for _ in range(-(-size // GROUP)):
+        lanes = _add_up(lanes, _sum_eight(terms, step, number), number)
+        terms += GROUP * size_of(number)
+    return lanes
+
+
+@inlined
+def _sum_of_lanes(lanes, number):
+    """The sum of a row from those of lanes."""
+    value, lost = sum_lanes(lanes[0], lanes[1])
+    return (value if size_of(number) == 4 else value + lost) * _unbias(number)
+
+
 @_jit
 def _sum(terms, size, number):
     """The sum of the terms of a row. Zeros are written behind them, up to a whole GROUP."""
     kept_apart()
-    step = LANES * size_of(number)
-    for i in range(-(-size // LANES), -(-size // GROUP) * (GROUP // LANES)):
-        store(terms + i * step, splat(number(0)))
-    total = (0.0, 0.0)
-    for _ in range(-(-size // GROUP)):
-        value, lost = sum_lanes(*_sum_eight(terms, step, number))
-        total = _add(total, (value, 0.0 if size_of(number) == 4 else lost))
-        terms += GROUP * size_of(number)
-    return (total[0] + total[1]) * _unbias(number)
+    zero = splat(0.0)
+    return _sum_of_lanes(_add_groups((zero, zero), terms, size, number), number)
+
+
+@_jit
+def _terms_and_sum(source, size, top, scale, target, ahead, lines, number):
+    """Terms as `_exponentials` leaves them, and their sum.
+
+    Meanwhile as many cache lines for each GROUP are fetched from the address `ahead` on.
+    """
+    kept_apart()
+    shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
+    heat, zero = _heat(splat(top), shrink, hi, lo), splat(0.0)
+    lanes = (zero, zero)
+    while size >= GROUP:
+        for _ in range(lines):
+            prefetch(ahead)
+            ahead += CACHE_LINE
+        _terms(source, GROUP, target, heat, number)
+        lanes = _add_up(lanes, _sum_eight(target, LANES * size_of(number), number), number)
+        source += GROUP * size_of(number)
+        target += GROUP * size_of(number)
+        size -= GROUP
+    if size > 0:
+        for _ in range(lines):
+            prefetch(ahead)
+            ahead += CACHE_LINE
+        _exponentials(source, size, splat(top), shrink, hi, lo, target, number)
+        lanes = _add_groups(lanes, target, size, number)
+    return _sum_of_lanes(lanes, number)
 
 
 @_jit
@@ -602,37 +667,38 @@ def _sum_columns(terms, size, work, number):
     """As `_sum` for LANES columns of `size` terms, in the same order."""
     kept_apart()
     step, wide = LANES * size_of(number), LANES * 8
-    zero = splat(0.0)
-    total = (zero, zero)
-    while size > 0:
-        count = min(size, GROUP)
-        lanes = min(count, LANES)
+    for start in range(0, size, GROUP):
+        count = min(size - start, GROUP)
         if count > LANES:
             for i in range(count, GROUP):
                 store(terms + i * step, splat(number(0)))
-        for i in range(lanes):
+        for i in range(min(count, LANES)):
             place = work + SUMS + 2 * i * wide
             if count > LANES:
                 value, lost = _sum_eight(terms + i * step, LANES * step, number)
             else:
-                value, lost = convert(load(terms + i * step, number), np.float64), zero
-            store(place, value)
-            if size_of(number) == 8:
-                store(place + wide, lost)
-        apart = LANES // 2
-        while apart > 0:
-            for i in range(lanes - apart):
-                a, b = work + SUMS + 2 * i * wide, work + SUMS + 2 * (i + apart) * wide
-                value, lost = _add_up(_sum_at(a, number), _sum_at(b, number), number)
-                store(a, value)
-                if size_of(number) == 8:
-                    store(a + wide, lost)
-            lanes = min(lanes, apart)
-            apart //= 2
-        total = _add(total, _sum_at(work + SUMS, number))
+                value, lost = convert(load(terms + i * step, number), np.float64), splat(0.0)
+            if start > 0:
+                value, lost = _add_up(_sum_at(place, number), (value, lost), number)
+            _set_sum(place, value, lost, number)
         terms += GROUP * step
-        size -= count
+    lanes, apart = min(size, LANES), LANES // 2
+    while apart > 0:
+        for i in range(lanes - apart):
+            a, b = work + SUMS + 2 * i * wide, work + SUMS + 2 * (i + apart) * wide
+            value, lost = _add_up(_sum_at(a, number), _sum_at(b, number), number)
+            _set_sum(a, value, lost, number)
+        lanes = min(lanes, apart)
+        apart //= 2
+    total = _sum_at(work + SUMS, number)
     return (total[0] + total[1]) * _unbias(number)
+
+
+@inlined
+def _set_sum(address, value, lost, number):
+    store(address, value)
+    if size_of(number) == 8:
+        store(address + LANES * 8, lost)
 
 
 @inlined
@@ -662,9 +728,7 @@ def _scale(terms, size, weight, target, streamed, number):
     unbias = _unbias(number)
     # 2**-bias times a weight of this or more is normal.
     small = weight < (2.0**-62 if size_of(number) == 4 else 2.0**-510)
-    factor = choose(small, weight, weight * unbias)
-    hi = convert(factor, number)
-    lo = convert(factor - convert(hi, np.float64), number)
+    hi, lo = _in_two_parts(choose(small, weight, weight * unbias), number)
     step = LANES * size_of(number)
     end = target + size * size_of(number)
     place, offset = target, terms - target
@@ -689,6 +753,12 @@ def _scale(terms, size, weight, target, streamed, number):
         if size % LANES:
             value = load_part(place, size % LANES, 0.0, number) * after
             store_part(place, value, size % LANES)
+
+
+@inlined
+def _in_two_parts(factor, number):
+    hi = convert(factor, number)
+    return hi, convert(factor - convert(hi, np.float64), number)
 
 
 @inlined
@@ -753,7 +823,6 @@ class Block(NamedTuple):
 @inlined
 def _reduce_block(batch, row, scale, b, state, work, number):
     """Set the maximum and the sum of a block, and keep its terms if there is room."""
-    shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
     itemsize = _bytes_of(_field(batch, X_TYPE))
     dense = _axis(batch, _field(batch, LAST), X) == itemsize
     lines = GROUP * itemsize // CACHE_LINE if dense else 0
@@ -763,8 +832,8 @@ def _reduce_block(batch, row, scale, b, state, work, number):
     terms = _block_terms(b, state, work, number)
     top = largest(_maximum(source, size, number))
     ahead = row.x + (start + AHEAD) * itemsize
-    _exponentials(source, size, splat(top), shrink, hi, lo, terms, ahead, lines, number)
-    poke(state.sums + 8 * b, _sum(terms, size, number))
+    total = _terms_and_sum(source, size, top, scale, terms, ahead, lines, number)
+    poke(state.sums + 8 * b, total)
     poke(state.weights + 8 * b, np.float64(top))
     return Block(source, size, np.float64(top))
 
@@ -799,8 +868,6 @@ def _merge_blocks(blocks, scale, state):
         splat(hi),
         splat(lo),
         state.weights,
-        NONE,
-        NONE,
         np.float64,
     )
     for b in range(blocks):
@@ -832,7 +899,7 @@ def _row_rest(batch, row, scale, top, best, total, state, work, number):
     source = _source(batch, row, start, size, work, number)
     shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
     terms, highest = work + TERMS, splat(number(top))
-    _exponentials(source, size, highest, shrink, hi, lo, terms, NONE, NONE, number)
+    _exponentials(source, size, highest, shrink, hi, lo, terms, number)
     _without_top(terms, size, number)
     poke(state.sums + 8 * best, _sum(terms, size, number))
     return _weighted_sum(_blocks(_field(batch, COLS)), state)
@@ -943,7 +1010,7 @@ def _write_blocks(operation, batch, row, scale, begin, end, state, work, number)
                 source = _source(batch, row, start, size, work, number)
                 highest = splat(largest(_maximum(source, size, number)))
                 shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
-                _exponentials(source, size, highest, shrink, hi, lo, values, NONE, NONE, number)
+                _exponentials(source, size, highest, shrink, hi, lo, values, number)
             weight = peek(state.weights + 8 * b, np.float64) / total
             _scale(values, size, splat(weight), target, streamed, number)
         else:
@@ -953,6 +1020,212 @@ def _write_blocks(operation, batch, row, scale, begin, end, state, work, number)
             _log_probabilities(source, size, tops, logs, shrink, t, target, streamed, number)
         if not _field(batch, DIRECT):
             _scatter(batch, row, start, size, values, work, number)
+
+
+# Rows of one block in turn: the results of the row before are written, and the maximum of the row
+# that follows is found, while the terms of a row are computed. So none waits for another's sum.
+
+
+class Pending(NamedTuple):
+    """A row of which there are the terms but not yet the results."""
+
+    terms: int
+    target: int
+    total: float
+
+
+class Factor(NamedTuple):
+    """What turns terms into results, in two vectors, and where those go."""
+
+    hi: float
+    lo: float
+    offset: int  # bytes from a result to its term
+    streamed: bool  # whether results go past the caches
+
+
+@inlined
+def _put_vector(place, factor, number):
+    result = _scaled(place + factor.offset, factor.hi, factor.lo, number)
+    if factor.streamed:
+        stream(place, result)
+    else:
+        store(place, result)
+
+
+@inlined
+def _put_group(place, factor, number):
+    for i in range(0, GROUP * size_of(number), LANES * size_of(number)):
+        _put_vector(place + i, factor, number)
+
+
+# An ordinary store to a line that is not at hand holds up all that follow. So where results are
+# streamed the vector of memory in which one row ends and the next begins is held until it is whole.
+
+
+@inlined
+def _put_first(place, factor, work, number):
+    """Write the first results of a row; the next go to the address that is returned."""
+    step = LANES * size_of(number)
+    past, result = place % step, _scaled(place + factor.offset, factor.hi, factor.lo, number)
+    if not factor.streamed:
+        store(place, result)
+    elif past > 0 and peek(work + HELD_END, np.int64) == place:
+        store(work + HELD + past, result)
+        stream(place - past, load(work + HELD, number))
+        poke(work + HELD_END, NONE)
+    else:
+        _put_held(work, number)
+        store_part(place, result, -place % step // size_of(number))
+    return place + -place % step
+
+
+@inlined
+def _put_last(place, end, factor, work, number):
+    """Write the results from a vector of memory on to the end of a row."""
+    step = LANES * size_of(number)
+    while place <= end - step:
+        _put_vector(place, factor, number)
+        place += step
+    if place < end:
+        result = _scaled(place + factor.offset, factor.hi, factor.lo, number)
+        if factor.streamed:
+            store(work + HELD, result)
+            poke(work + HELD_END, end)
+        else:
+            store_part(place, result, (end - place) // size_of(number))
+
+
+@inlined
+def _put_held(work, number):
+    """Write what is held."""
+    end = peek(work + HELD_END, np.int64)
+    if end != NONE:
+        size = end % (LANES * size_of(number))
+        store_part(end - size, load(work + HELD, number), size // size_of(number))
+        poke(work + HELD_END, NONE)
+
+
+@inlined
+def _lead(source, target, number):
+    """How many groups results go ahead of the logits that are read meanwhile.
+
+    A load waits for an earlier store that is under way to the same place of another page.
+    """
+    group = GROUP * size_of(number)
+    return 2 if (target - source - group // 4) % PAGE < 2 * group - group // 4 else 0
+
+
+@_jit
+def _terms_beside(source, size, top, scale, terms, following, pending, streamed, work, number):
+    """The terms of a row and, beside them, the results of `pending` and a maximum.
+
+    Returns
+    -------
+    total : float
+        The sum of the terms.
+    top : float
+        The maximum of the `size` entries from the address `following` on.
+    """
+    kept_apart()
+    shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
+    heat, zero = _heat(splat(top), shrink, hi, lo), splat(0.0)
+    weight_hi, weight_lo = _in_two_parts(splat(1.0 / pending.total * _unbias(number)), number)
+    factor = Factor(weight_hi, weight_lo, pending.terms - pending.target, streamed)
+    step, group, ahead = LANES * size_of(number), GROUP * size_of(number), AHEAD * size_of(number)
+    lanes = (zero, zero)
+    a = b = splat(number(-np.inf))
+    end = pending.target + size * size_of(number)
+    if streamed:
+        # A touch of each page that the next results go to: streams wait for pages.
+        prefetch(end)
+        prefetch(end + PAGE)
+    target = _put_first(pending.target, factor, work, number)
+    for _ in range(_lead(source, target, number) if streamed else 0):
+        if target + group <= end:
+            _put_group(target, factor, number)
+            target += group
+    while size >= GROUP:
+        for i in range(0, group, CACHE_LINE):
+            prefetch(source + ahead + i)
+        _terms(source, GROUP, terms, heat, number)
+        for i in range(0, group, 2 * step):
+            a = _larger(load(following + i, number), a)
+            b = _larger(load(following + i + step, number), b)
+        if target + group <= end:
+            _put_group(target, factor, number)
+            target += group
+        lanes = _add_up(lanes, _sum_eight(terms, step, number), number)
+        source += group
+        following += group
+        terms += group
+        size -= GROUP
+    _put_last(target, end, factor, work, number)
+    if size > 0:
+        for i in range(0, size * size_of(number), CACHE_LINE):
+            prefetch(source + ahead + i)
+        a = _larger(_maximum(following, size, number), a)
+        _exponentials(source, size, splat(top), shrink, hi, lo, terms, number)
+        lanes = _add_groups(lanes, terms, size, number)
+    return _sum_of_lanes(lanes, number), largest(_larger(a, b))
+
+
+@inlined
+def _away_from(room, source, target):
+    """A place for terms, less than a PAGE behind `room`.
+
+    In their pages they are away from the entries that are read and the results that are written.
+    """
+    ahead = (target - source) % PAGE
+    place = source + (2560 if 1024 <= ahead < 2048 else 1536)
+    return room + (place - room) % PAGE // CACHE_LINE * CACHE_LINE
+
+
+@inlined
+def _go_in_turn(operation, batch):
+    """Whether `_in_turn` is for the rows of a batch."""
+    plain = _field(batch, NATIVE) * _field(batch, DIRECT) != 0
+    return operation == SOFTMAX and plain and SHORT < _field(batch, COLS) <= BLOCK
+
+
+@_jit
+def _in_turn(batch, row, count, scale, work, number):
+    """Softmax of neighbouring rows, up to one that is special; returns how many are done."""
+    kept_apart()
+    cols, x_step, out_step = _field(batch, COLS), _across(batch, X), _across(batch, OUT)
+    streamed = _field(batch, STREAMED) != 0
+    room, other = work + RAW, work + (RAW + PART) // 2 // CACHE_LINE * CACHE_LINE
+    pending, top = Pending(NONE, NONE, 0.0), number(-np.inf)
+    poke(work + HELD_END, NONE)
+    done = 0
+    while done < count:
+        temperature = peek(row.temperature + done * _across(batch, TEMPERATURE), np.float64)
+        if temperature != scale.temperature:
+            scale = _read_scale(temperature, number)
+        if scale.kind != FINITE:
+            break
+        source, target = row.x + done * x_step, row.out + done * out_step
+        following = source + x_step if done + 1 < count else source
+        terms = _away_from(room, source, target - out_step)
+        if pending.target == NONE:
+            top = largest(_maximum(source, cols, number))
+            total = _terms_and_sum(source, cols, top, scale, terms, NONE, NONE, number)
+            if done + 1 < count:
+                top = largest(_maximum(following, cols, number))
+        else:
+            total, top = _terms_beside(
+                source, cols, top, scale, terms, following, pending, streamed, work, number
+            )
+        if not total > 0.0:
+            pending = Pending(NONE, NONE, 0.0)
+            break
+        pending = Pending(terms, target, total)
+        room, other = other, room
+        done += 1
+    _put_held(work, number)
+    if pending.target != NONE:
+        weight = splat(1.0 / pending.total)
+        _scale(pending.terms, cols, weight, pending.target, streamed, number)
+    return done
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1131,7 +1404,7 @@ def _column_terms(batch, chunk, size, work, number):
     top = _maximum(source, size * LANES, number)
     shrink, hi = load(work + SHRINKS + lanes, number), load(work + HIS + lanes, number)
     lo = load(work + LOS + lanes, number)
-    _exponentials(source, size * LANES, top, shrink, hi, lo, source, NONE, NONE, number)
+    _exponentials(source, size * LANES, top, shrink, hi, lo, source, number)
     return top
 
 
@@ -1281,6 +1554,9 @@ def _run(operation, workspace, row_state, table, begin, end):
                 break
             done += count
         count = min(width - done, widest) if by_columns else width
+        if _go_in_turn(operation, batch):
+            done = _in_turn(batch, row, width, scale, work, number)
+            count = min(width - done, ONE)
         for i in range(done, done + count):
             neighbour = _neighbour(batch, row, i)
             temperature = peek(neighbour.temperature, np.float64)

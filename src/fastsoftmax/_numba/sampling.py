@@ -92,7 +92,7 @@ from fastsoftmax._numba.vectors import (
 )
 
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of scoring.py.
-SCORING = 0x4E151B10
+SCORING = 0x6C26C588
 
 BINS = 1024  # ranges of logits
 FEW = 48  # candidates that are sorted
@@ -238,7 +238,7 @@ def _weigh(values, count, top, scale, weights):
     if scale.kind == FINITE:
         tops, shrink = splat(top), splat(np.float64(scale.shrink))
         hi, lo = splat(scale.wide_hi), splat(scale.wide_lo)
-        _exponentials(values, count, tops, shrink, hi, lo, weights, NONE, NONE, np.float64)
+        _exponentials(values, count, tops, shrink, hi, lo, weights, np.float64)
         for i in range(0, 8 * count, 8 * LANES):
             store(weights + i, load(weights + i, np.float64) * UNBIAS_F64)
         return

@@ -82,7 +82,7 @@ from fastsoftmax._numba.vectors import (
 )
 
 # Numba's cache notices a change in this file and in no other. So this is the CRC-32 of kernels.py.
-KERNELS = 0x7D9519C6
+KERNELS = 0xBC752768
 
 # What a batch has that only scoring and sampling know: addresses, 0 for what there is not.
 BITMASK, BITMASK_STEP = map(np.int64, range(2))
@@ -1098,7 +1098,7 @@ def normalize(workspace, table, maximum, rest, log, begin, end):
             else:
                 shrink, hi, lo = splat(scale.shrink), splat(scale.hi), splat(scale.lo)
                 terms, tops = work + TERMS, splat(number(top))
-                _exponentials(source, size, tops, shrink, hi, lo, terms, NONE, NONE, number)
+                _exponentials(source, size, tops, shrink, hi, lo, terms, number)
                 _scale(terms, size, splat(probability), target, streamed, number)
             if not _field(batch, DIRECT):
                 _scatter(batch, row, start, size, target, work, number)

@@ -38,18 +38,21 @@ inlined = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True,
 
 
 class Vector(types.Type):
-    """LANES numbers of one type. Arithmetic takes numbers beside vectors, as NumPy does."""
+    """Numbers of one type, LANES of them or, where several vectors are worked on in step, more.
 
-    def __init__(self, dtype):
-        self.dtype = dtype
-        super().__init__(name=f"Vector({dtype})")
+    Arithmetic takes numbers beside vectors, as NumPy does.
+    """
+
+    def __init__(self, dtype, lanes=LANES):
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"Vector({dtype}, {lanes})")
 
 
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, vector):
         number = manager.lookup(vector.dtype).get_value_type()
-        super().__init__(manager, vector, ir.VectorType(number, LANES))
+        super().__init__(manager, vector, ir.VectorType(number, vector.lanes))
 
 
 INT32, INT64 = ir.IntType(32), ir.IntType(64)
@@ -72,14 +75,15 @@ class _Code:
         vector, result = _vector_of(kinds), []
         for kind, arg in zip(kinds, args, strict=True):
             if kind != vector:
-                arg = self.broadcast(self.context.cast(self.builder, arg, kind, vector.dtype))
+                number = self.context.cast(self.builder, arg, kind, vector.dtype)
+                arg = self.broadcast(number, vector.lanes)
             result.append(arg)
         return result
 
-    def broadcast(self, number):
-        vector = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
+    def broadcast(self, number, lanes=LANES):
+        vector = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
         vector = self.insert_element(vector, number, ir.Constant(INT32, 0))
-        return self.shuffle(vector, vector, [0] * LANES)
+        return self.shuffle(vector, vector, [0] * lanes)
 
     def shuffle(self, a, b, lanes):
         mask = ir.Constant(ir.VectorType(INT32, len(lanes)), lanes)
@@ -146,6 +150,25 @@ def _vector_like(number):
     return Vector(number.instance_type)
 
 
+def _cpu_has(feature):
+    """Whether the CPU that is compiled for has a feature, by LLVM's name for it."""
+    features = config.CPU_FEATURES
+    if features is None:
+        features = llvmlite.binding.get_host_cpu_features().flatten()
+    return f"+{feature}" in features.split(",")
+
+
+# A chain of dependent operations is long, and a CPU looks ahead over few of them: so exponentials
+# are computed for some registers in step, for as many as leave room for the rest.
+_REGISTERS_IN_STEP = 4
+_REGISTER = 512 if _cpu_has("avx512f") else 256 if _cpu_has("avx") else 128  # bits
+
+
+def _in_step(number):
+    """How many numbers of a type are worked on in step."""
+    return max(_REGISTERS_IN_STEP * _REGISTER // number.bitwidth, LANES)
+
+
 def _operator(function, floats, integers, comparison=None):
     """Define an operator on vectors by the names of what builds it."""
 
@@ -155,7 +178,8 @@ def _operator(function, floats, integers, comparison=None):
             vector = _vector_of(args)
             if vector is None or not all(a == vector or isinstance(a, types.Number) for a in args):
                 return None
-            return signature(Vector(types.boolean) if comparison else vector, *args)
+            result = Vector(types.boolean, vector.lanes) if comparison else vector
+            return signature(result, *args)
 
     def lower(context, builder, sig, args):
         args = _Code(context, builder, sig).vectors(sig.args, args)
@@ -230,6 +254,19 @@ def splat(code, number):
     return code.broadcast(number)
 
 
+@_instruction(lambda vector: Vector(vector.dtype, _in_step(vector.dtype)))
+def repeated(code, vector):
+    """The same vector for each of those that are in step."""
+    times = code.result.count // LANES
+    return code.shuffle(vector, vector, list(range(LANES)) * times)
+
+
+@_instruction(lambda vector: Vector(vector.dtype))
+def first_lanes(code, vector):
+    """The first of the vectors that are in step."""
+    return code.shuffle(vector, vector, list(range(LANES)))
+
+
 @_instruction(lambda vector, number: Vector(number.instance_type))
 def convert(code, vector, _):
     """Floats of one type as floats of another, rounded to nearest."""
@@ -238,13 +275,13 @@ def convert(code, vector, _):
     return (code.fpext if code.result == F64X else code.fptrunc)(vector, code.result)
 
 
-@_instruction(lambda vector: Vector(_SAME_SIZE[vector.dtype]))
+@_instruction(lambda vector: Vector(_SAME_SIZE[vector.dtype], vector.lanes))
 def bits_of(code, vector):
     """Floats as the integers that their bits are."""
     return code.bitcast(vector, code.result)
 
 
-@_instruction(lambda vector: Vector(_SAME_SIZE[vector.dtype]))
+@_instruction(lambda vector: Vector(_SAME_SIZE[vector.dtype], vector.lanes))
 def floats_of(code, vector):
     """Floats of their bits."""
     return code.bitcast(vector, code.result)
@@ -343,10 +380,26 @@ def load(code, address, _):
     return code.load(code.pointer(address, code.result), align=align)
 
 
+@_instruction(lambda number: types.int64)
+def in_step(code, _):
+    """How many numbers of a type are worked on in step."""
+    return ir.Constant(INT64, _in_step(code.kinds[0].instance_type))
+
+
+@_instruction(lambda address, number: Vector(number.instance_type, _in_step(number.instance_type)))
+def load_in_step(code, address, _):
+    """The vectors at an address that are worked on in step."""
+    return code.load(code.pointer(address, code.result), align=code.align(code.result.element))
+
+
 @_instruction(_nothing)
 def store(code, address, vector):
     align = code.align(vector.type.element)
-    code.store(vector, code.pointer(address, vector.type), align=align)
+    place = code.pointer(address, ir.VectorType(vector.type.element, LANES))
+    # One by one where they are in step: LLVM makes much of a load of a part of what was stored.
+    for i in range(vector.type.count // LANES):
+        part = code.shuffle(vector, vector, list(range(i * LANES, (i + 1) * LANES)))
+        code.store(part, code.gep(place, [ir.Constant(INT32, i)]), align=align)
 
 
 @_instruction(_nothing)
@@ -465,15 +518,8 @@ def store_columns(code, source, target, step, _):
 # The 16-bit types, which Numba does not have
 
 
-def _converts_half():
-    """Whether the CPU that is compiled for converts float16; where not LLVM would make calls."""
-    features = config.CPU_FEATURES
-    if features is None:
-        features = llvmlite.binding.get_host_cpu_features().flatten()
-    return "+f16c" in features.split(",")
-
-
-HALF = ir.VectorType(ir.HalfType(), LANES) if _converts_half() else None
+# Without a CPU that converts float16 LLVM would make calls.
+HALF = ir.VectorType(ir.HalfType(), LANES) if _cpu_has("f16c") else None
 
 
 class _Integers:
