@@ -387,6 +387,7 @@ def test_pieces_change_no_bits(backend: str, monkeypatch: pytest.MonkeyPatch) ->
         with monkeypatch.context() as patch:
             want = calls()
             patch.setattr(_threads, "SERIAL_BELOW", 1)
+            patch.setattr(_threads, "ALONE_BELOW", 1)
             patch.setattr(_threads, "_AT_ONCE", 2000)
             patch.setattr(_sampling, "_DRAWS", 7)
             assert all(map(same_bits, calls(), want))

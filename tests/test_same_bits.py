@@ -220,6 +220,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every call works in threads, and long rows are shared by them."""
     before = fastsoftmax.get_num_threads()
     monkeypatch.setattr(_threads, "SERIAL_BELOW", 1)
+    monkeypatch.setattr(_threads, "ALONE_BELOW", 1)
     monkeypatch.setattr(_threads, "SPLIT_FROM", 3000)
     monkeypatch.setattr(_threads, "_GRAIN", 1)
     yield

@@ -43,6 +43,8 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_threads, "SERIAL_BELOW", 1)
     monkeypatch.setattr(_threads, "SPLIT_FROM", 3000)
     monkeypatch.setattr(_threads, "_GRAIN", 1)
+    monkeypatch.setattr(_threads, "_TEAM_GRAIN", 1)
+    monkeypatch.setattr(_threads, "ALONE_BELOW", 1)
     monkeypatch.setattr(_batches, "CHUNK", 500)
     monkeypatch.setattr(_vocab, "CHUNK", 500)
 
@@ -221,6 +223,8 @@ def test_real_sizes(backend: str) -> None:
 
 class Spy:
     """A backend that notes who calls it."""
+
+    new_team = None
 
     def __init__(self, blocks: int = 8) -> None:
         self.seen: list[tuple[int, int, str]] = []
@@ -465,6 +469,151 @@ def test_no_array_is_kept(eager: None) -> None:
         assert ref() is None
 
 
+# ---- the team of the C backend, whose threads take rows without the interpreter
+
+needs_team = pytest.mark.skipif(
+    fastsoftmax.available_backends()["c"] is not None or os.name != "posix",
+    reason="needs the C backend and the atomic operations of GCC or Clang",
+)
+
+
+class Rows:
+    """Stands for a function of the C library: notes which thread has taken which rows."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, together: int = 1, status: int = 0) -> None:
+        from fastsoftmax._backends import _c
+
+        self.seen: list[tuple[int, int, str]] = []
+        self.barrier = threading.Barrier(together)
+        self.status = status
+        pointer = _c.ffi.callback("fsm_row_function", self.take)
+        monkeypatch.setitem(_c._POINTERS, "softmax", pointer)
+
+    def take(self, batch: object, begin: int, end: int, scratch: object) -> int:
+        self.seen.append((begin, end, threading.current_thread().name))
+        if len(self.seen) <= self.barrier.parties:
+            self.barrier.wait(10)
+        return self.status
+
+    def run(self, rows: int, cols: int = 100) -> None:
+        out = np.empty((rows, cols), "f4")
+        _threads.run(_backends._load("c"), TABLE["softmax"], batch(rows, cols), out)
+
+    @property
+    def names(self) -> set[str]:
+        return {name for _, _, name in self.seen}
+
+
+@pytest.fixture
+def patient(eager: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A pool of its own, whose helpers stay awake."""
+    from fastsoftmax._backends import _c
+
+    pool = _threads._Pool()
+    monkeypatch.setattr(_threads, "_pool", pool)
+    monkeypatch.setattr(_c, "_PATIENCE", 10**12)
+    yield
+    pool._team.dismiss()
+
+
+@needs_team
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("rows", [5, 64, 1000, 4097])
+def test_a_team_takes_every_row_once(
+    rows: int, threads: int, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_num_threads(threads)
+    for _ in range(3):  # helpers asleep, then awake
+        spy = Rows(monkeypatch, together=threads)
+        spy.run(rows)
+        taken = sorted((begin, end) for begin, end, _ in spy.seen)
+        assert [i for begin, end in taken for i in range(begin, end)] == list(range(rows))
+        assert threading.current_thread().name in spy.names
+        assert len(spy.names) == threads
+
+
+@needs_team
+def test_a_team_is_no_larger_than_it_may_be(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_num_threads(5)
+    Rows(monkeypatch, together=5).run(1000)
+    assert _threads._pool._team.waiting() == 4  # more than the next call may have
+    set_num_threads(2)
+    spy = Rows(monkeypatch, together=2)
+    spy.run(1000)
+    assert len(spy.names) == 2
+
+
+@needs_team
+def test_a_team_is_dismissed_for_other_work(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_num_threads(2)
+    for _ in range(3):
+        Rows(monkeypatch, together=2).run(1000)
+        assert len(together(_threads._pool, 2)) == 2
+
+
+@needs_team
+def test_an_error_of_a_team_reaches_the_caller(
+    patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_num_threads(2)
+    with pytest.raises(RuntimeError, match="refused its arguments with status 3"):
+        Rows(monkeypatch, together=2, status=3).run(1000)
+    Rows(monkeypatch, together=2).run(1000)
+
+
+@needs_team
+@pytest.mark.parametrize("op", ["softmax", "log_softmax", "logsumexp"])
+def test_contiguous_batches_in_a_team(
+    op: str, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row has its bits; what is no such batch goes the usual way."""
+    x = generator("contiguous").normal(size=(100, 90)).astype("f4")
+    call = getattr(fastsoftmax, op)
+    with fastsoftmax.use_backend("c"):
+        set_num_threads(1)
+        want = call(x, temperature=0.7)
+        set_num_threads(2)
+        for _ in range(20):
+            assert same_bits(call(x, temperature=0.7), want)
+        assert same_bits(call(x[None], temperature=0.7)[0], want)
+        memory = np.zeros(101 * 90, "f4")
+        memory[:9000] = x.ravel()
+        out = memory[50 : 50 + want.size].reshape(want.shape)
+        call(memory[:9000].reshape(x.shape), temperature=0.7, out=out)
+        assert same_bits(out, want)
+        if op != "logsumexp":
+            assert call(x.copy(), temperature=0.7, out=(y := x.copy())) is y
+            assert same_bits(call(y := x.copy(), temperature=0.7, out=y), want)
+        with pytest.raises(ValueError, match="temperature"):
+            call(x, temperature=-1.0)
+        assert call(np.empty((0, 5), "f4")).size == 0
+        assert call(x.astype("i4")).dtype == np.float64
+        assert call(np.ones((300, 3), "f2")).dtype == np.float16
+
+
+@needs_team
+def test_batches_that_follow_closely_are_shared(
+    patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_num_threads(2)
+    monkeypatch.setattr(_threads, "SERIAL_BELOW", 1 << 40)
+    monkeypatch.setattr(_threads, "_CLOSE", 10**10)
+    monkeypatch.setattr(_threads, "_ended", time.perf_counter_ns() - 10**11)
+    x = np.zeros((100, 90), "f4")
+    spy = Rows(monkeypatch, together=2)
+    with fastsoftmax.use_backend("c"):
+        fastsoftmax.softmax(x)
+        assert not spy.seen  # alone, by another function
+        fastsoftmax.softmax(x)
+        taken = sorted((begin, end) for begin, end, _ in spy.seen)
+        assert [i for begin, end in taken for i in range(begin, end)] == list(range(100))
+        assert len(spy.names) == 2
+        monkeypatch.setattr(_threads, "_CLOSE", 0)
+        spy.seen.clear()
+        fastsoftmax.softmax(x)
+        assert not spy.seen
+
+
 # ---- forks and endings
 
 
@@ -476,6 +625,7 @@ def test_a_forked_child_uses_threads_of_its_own() -> None:
         import fastsoftmax
         from fastsoftmax import _threads
         fastsoftmax.set_num_threads(2)
+        _threads.SERIAL_BELOW = _threads.ALONE_BELOW = 1
         def both():
             barrier = threading.Barrier(2)
             _threads._pool.run(lambda piece: barrier.wait(10), 2, 2)
@@ -502,6 +652,7 @@ def test_a_fork_in_the_middle_of_a_call_of_another_thread() -> None:
         import fastsoftmax
         from fastsoftmax import _threads
         fastsoftmax.set_num_threads(2)
+        _threads.SERIAL_BELOW = _threads.ALONE_BELOW = 1
         forked, inside = threading.Event(), threading.Barrier(3)
         def work(piece):
             inside.wait(10)
@@ -536,6 +687,9 @@ def test_multiprocessing(method: str, tmp_path: Path) -> None:
             import multiprocessing, sys
             import numpy as np
             import fastsoftmax
+            from fastsoftmax import _threads
+
+            _threads.SERIAL_BELOW = _threads.ALONE_BELOW = 1
 
             def work(seed):
                 x = np.random.default_rng(seed).normal(size=(300, 2000)).astype("f4")
@@ -564,7 +718,9 @@ def test_at_the_end_of_the_interpreter() -> None:
         import atexit
         import numpy as np
         import fastsoftmax
+        from fastsoftmax import _threads
         fastsoftmax.set_num_threads(3)
+        _threads.SERIAL_BELOW = _threads.ALONE_BELOW = 1
         x = np.ones((300, 2000), "f4")
         class Late:
             call = fastsoftmax.softmax

@@ -1,1 +1,2 @@
 #include "fastsoftmax.h"
+#include "team.h"

@@ -19,12 +19,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
+from time import perf_counter_ns
 from typing import Any
 
 from numpy.typing import NDArray
 
-from fastsoftmax._backends._protocol import Backend, Batch
+from fastsoftmax._backends._protocol import Backend, Batch, Team
 from fastsoftmax._ops import Op
 
 # Entries below which a batch is not worth waking a thread for: some 250 us of work at memory speed.
@@ -32,13 +34,21 @@ from fastsoftmax._ops import Op
 # sleeps or is busy after up to 90, of which the caller spends 40 on the call that wakes it.
 SERIAL_BELOW = 3 << 19
 
+# Entries below which a batch is not worth a thread that is awake.
+ALONE_BELOW = 3 << 17
+
+# Batches between those are shared where they follow one another this closely, in ns: the thread
+# that is woken for one of them is still awake at the next.
+_CLOSE = 100_000
+
 # Entries of a row from which it is shared by the threads where there are few rows. Two steps, each
 # of which wakes the threads, need twice the work.
 SPLIT_FROM = 1 << 20
 
 # Entries that are taken at a time, at least: some 100 us of work. Between two pieces a thread may
-# have to wait for the interpreter's lock.
+# have to wait for the interpreter's lock; not in a team, for which a tenth will do.
 _GRAIN = 1 << 18
+_TEAM_GRAIN = 1 << 15
 
 # Entries that are worked on in one call, at most: some ms of work for most kernels, 0.2 s for the
 # slowest.
@@ -63,12 +73,41 @@ def run(backend: Backend, op: Op, batch: Batch, out: NDArray[Any]) -> None:
     if size < SERIAL_BELOW or (threads == 1 and size <= _AT_ONCE):
         backend.run(op.name, batch, out, 0, rows)
     elif size // rows >= (SPLIT_FROM if few else _AT_ONCE):
-        if "threadpoolctl" in sys.modules:
-            _register()
         for row in range(rows):
             _run_split(backend, op, batch, out, row, threads)
-    else:
+    elif not _run_in_team(backend, op, batch, out, threads):
         run_rows(lambda begin, end: backend.run(op.name, batch, out, begin, end), rows, size)
+
+
+def run_contiguous(
+    backend: Backend, op: str, x: NDArray[Any], temperature: float, out: NDArray[Any] | None
+) -> NDArray[Any] | None:
+    """`Backend.run_small` for batches of ALONE_BELOW entries and more, by a team where that pays.
+
+    Returns None, and has done nothing, for what `run` has to do.
+    """
+    global _ended
+    size, threads, new_team, result = x.size, _limit, backend.new_team, None
+    alone = size < SERIAL_BELOW or (threads == 1 and new_team is not None and size <= _AT_ONCE)
+    if new_team is not None and threads > 1 and x.ndim > 1 and size <= _AT_ONCE * threads:
+        rows = size // max(x.shape[-1], 1)
+        step = _step(rows, size, threads, _TEAM_GRAIN) if rows else 1
+
+        def work(team: Team) -> None:
+            nonlocal result
+            result = team.run_small(backend, threads - 1, step, op, x, temperature, out)
+
+        close = perf_counter_ns() - _ended < _CLOSE
+        if rows >= _PIECES * threads and (close or not alone):
+            _pool.lead(new_team, threads - 1, work)
+    if result is None and alone:
+        result = backend.run_small(op, x, temperature, out)
+    _ended = perf_counter_ns()
+    return result
+
+
+# When the last of those batches was done.
+_ended = 0
 
 
 def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
@@ -86,11 +125,7 @@ def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
     if size < SERIAL_BELOW or rows < 2 or (threads == 1 and size <= _AT_ONCE):
         work(0, rows)
         return
-    if "threadpoolctl" in sys.modules:
-        _register()
-    step = -(-rows // min(_pieces(size, threads), rows))
-    if step > _ROWS:
-        step = -(-step // _ROWS) * _ROWS
+    step = _step(rows, size, threads, _GRAIN)
 
     def piece(i: int) -> None:
         work(i * step, min(i * step + step, rows))
@@ -116,10 +151,32 @@ def run_copies(work: Callable[[int, int], None], copies: int, size: int, cols: i
         work(0, copies)
 
 
-def _pieces(size: int, threads: int) -> int:
+def _step(rows: int, size: int, threads: int, grain: int) -> int:
+    """Rows of a piece."""
+    step = -(-rows // min(_pieces(size, threads, grain), rows))
+    return -(-step // _ROWS) * _ROWS if step > _ROWS else step
+
+
+def _pieces(size: int, threads: int, grain: int) -> int:
     """How many pieces are enough for the threads, and small enough."""
-    wanted = min(threads * _PIECES, max(size // _GRAIN, threads))
+    wanted = min(threads * _PIECES, max(size // grain, threads))
     return max(wanted, -(-size // _AT_ONCE))
+
+
+def _run_in_team(backend: Backend, op: Op, batch: Batch, out: NDArray[Any], threads: int) -> bool:
+    """Let threads take the rows of a batch without the interpreter, if they can."""
+    if backend.new_team is None or threads == 1 or batch.rows < 2:
+        return False
+    step = _step(batch.rows, batch.x.size, threads, _TEAM_GRAIN)
+    helpers = min(threads, -(-batch.rows // step)) - 1
+
+    def work(team: Team) -> None:
+        at_once = step * threads * _PIECES
+        for begin in range(0, batch.rows, at_once):
+            end = min(begin + at_once, batch.rows)
+            team.lead(backend, helpers, step, op.name, batch, out, begin, end)
+
+    return _pool.lead(backend.new_team, helpers, work)
 
 
 def _run_split(
@@ -127,7 +184,7 @@ def _run_split(
 ) -> None:
     """Work on the blocks of one row in threads."""
     split = backend.split(op.name, batch, out, row)
-    pieces = min(_pieces(batch.cols, threads), split.blocks)
+    pieces = min(_pieces(batch.cols, threads, _GRAIN), split.blocks)
     edges = [split.blocks * i // pieces for i in range(pieces + 1)]
     _pool.run(lambda i: split.reduce(edges[i], edges[i + 1]), pieces, threads)
     split.merge()
@@ -217,8 +274,9 @@ class _Pool:
     """Daemon threads that help with one job at a time."""
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | Team] = SimpleQueue()
         self._threads = 0
+        self._team: Team | None = None
         self._busy = threading.Lock()
 
     def run(self, work: Callable[[int], None], pieces: int, threads: int) -> None:
@@ -229,6 +287,8 @@ class _Pool:
                 work(piece)
             return
         try:
+            if self._team is not None:
+                self._team.dismiss()
             job = _Job(work, pieces)
             for _ in range(min(helpers, self._grow(helpers))):
                 self._jobs.put(job)
@@ -236,8 +296,28 @@ class _Pool:
         finally:
             self._busy.release()
 
+    def lead(
+        self, new_team: Callable[[], Team], helpers: int, work: Callable[[Team], None]
+    ) -> bool:
+        """Call `work` with a team that so many threads help, unless the pool is busy."""
+        if not self._busy.acquire(blocking=False):
+            return False
+        try:
+            if self._team is None:
+                self._team = new_team()
+            # A thread that helps is awake and needs no call, nor does one that has been called.
+            awake = self._team.waiting() + self._jobs.qsize()
+            for _ in range(min(helpers, self._grow(helpers)) - awake):
+                self._jobs.put(self._team)
+            work(self._team)
+        finally:
+            self._busy.release()
+        return True
+
     def _grow(self, threads: int) -> int:
         """Start threads until there are so many, or as many as can be had."""
+        if "threadpoolctl" in sys.modules:
+            _register()
         while self._threads < threads:
             name = f"fastsoftmax-{self._threads + 1}"
             thread = threading.Thread(target=self._serve, name=name, daemon=True)
@@ -250,7 +330,8 @@ class _Pool:
 
     def _serve(self) -> None:
         while True:
-            self._jobs.get().help()
+            with suppress(MemoryError):  # for a team's scratch memory: others do the work
+                self._jobs.get().help()
 
 
 _pool = _Pool()

@@ -27,7 +27,6 @@ def _apply(
         foreign, x = x, _dlpack.as_ndarray(x, "x")
     if (
         type(x) is np.ndarray
-        and x.size < _threads.SERIAL_BELOW
         and where is None
         and dtype is None
         and type(axis) is int
@@ -37,7 +36,11 @@ def _apply(
         and not keepdims
     ):
         # Where the work is little, the steps below would take most of the time.
-        result = _backends.current().run_small(op.name, x, temperature, out)
+        backend = _backends.current()
+        if x.size < _threads.ALONE_BELOW:
+            result = backend.run_small(op.name, x, temperature, out)
+        else:
+            result = _threads.run_contiguous(backend, op.name, x, temperature, out)
         if result is not None:
             return result if out is not None else _dlpack.returned(result, foreign)
     logits, result_dtype = _arguments.as_logits(x)

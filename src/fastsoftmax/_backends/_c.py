@@ -23,6 +23,7 @@ _CODES = {
     np.dtype(np.float64): lib.FASTSOFTMAX_F64,
 }
 _FUNCTIONS: dict[str, Any] = {name: getattr(lib, f"fastsoftmax_{name}") for name in OPS}
+_POINTERS: dict[str, Any] = {name: ffi.addressof(lib, f"fastsoftmax_{name}") for name in OPS}
 _OPS: dict[str, int] = {name: getattr(lib, f"FASTSOFTMAX_OP_{name.upper()}") for name in OPS}
 
 # The instruction sets this CPU runs, best first. Asked once: a virtual machine answers slowly.
@@ -82,6 +83,70 @@ _lend = ffi.from_buffer
 _contiguous = lib.fastsoftmax_contiguous
 
 
+# How long a thread that has helped waits in a loop for more, in ns: calls that follow one another
+# closely wake it once, and a CPU is not kept from others for long.
+_PATIENCE = 200_000
+
+
+class CTeam:
+    """The threads that help: see csrc/python/team.h."""
+
+    def __init__(self) -> None:
+        self._team = ffi.new("fsm_team *")
+
+    def lead(
+        self,
+        backend: "CBackend",
+        helpers: int,
+        step: int,
+        op: str,
+        batch: Batch,
+        out: NDArray[Any],
+        begin: int,
+        end: int,
+    ) -> None:
+        struct = backend._struct(op, batch, out).batch
+        status = lib.fsm_team_lead(
+            self._team,
+            _POINTERS[op],
+            struct,
+            begin,
+            end,
+            step,
+            helpers,
+            lib.fastsoftmax_scratch_size(struct),
+            _scratch.of(struct),
+        )
+        _check(op, status)
+
+    def run_small(
+        self,
+        backend: "CBackend",
+        helpers: int,
+        step: int,
+        op: str,
+        x: Array,
+        temperature: float,
+        out: Array | None,
+    ) -> Array | None:
+        return backend.run_small(op, x, temperature, out, (self._team, helpers, step))
+
+    def waiting(self) -> int:
+        waiting: int = lib.fsm_team_waiting(self._team)
+        return waiting
+
+    def help(self) -> None:
+        needed = 0
+        while True:
+            memory = _scratch.sized(needed)
+            needed = lib.fsm_team_help(self._team, memory, _scratch.size, _PATIENCE)
+            if not needed:
+                return
+
+    def dismiss(self) -> None:
+        lib.fsm_team_dismiss(self._team)
+
+
 class CBackend:
     """The kernels of one instruction set.
 
@@ -92,6 +157,7 @@ class CBackend:
     """
 
     name = "c"
+    new_team = CTeam if lib.fsm_team_supported() else None
 
     def __init__(self, isa: str | None = None) -> None:
         self.isa = ISAS[0] if isa is None else isa
@@ -102,7 +168,12 @@ class CBackend:
         _check(op, _FUNCTIONS[op](struct.batch, begin, end, _scratch.of(struct.batch)))
 
     def run_small(
-        self, op: str, x: NDArray[Any], temperature: float, out: NDArray[Any] | None
+        self,
+        op: str,
+        x: NDArray[Any],
+        temperature: float,
+        out: NDArray[Any] | None,
+        share: tuple[Any, int, int] | None = None,
     ) -> NDArray[Any] | None:
         dtype, shape, size = x.dtype, x.shape, x.size
         code = _CODES.get(dtype)
@@ -119,17 +190,32 @@ class CBackend:
             x_memory, out_memory = _lend(_BYTES, x), _lend(_BYTES, out, True)
         except (ValueError, BufferError):
             return None
-        status = _contiguous(
-            _OPS[op],
-            self._isa,
-            code,
-            size // cols,
-            cols,
-            x_memory,
-            temperature,
-            out_memory,
-            _scratch.memory if _scratch.size >= _ENOUGH else _scratch.sized(_ENOUGH),
-        )
+        scratch = _scratch.memory if _scratch.size >= _ENOUGH else _scratch.sized(_ENOUGH)
+        rows = size // cols
+        if share is None:
+            status = _contiguous(
+                _OPS[op], self._isa, code, rows, cols, x_memory, temperature, out_memory, scratch
+            )
+        elif out is not x and np.may_share_memory(out, x):
+            return None
+        else:
+            team, helpers, step = share
+            status = lib.fsm_team_contiguous(
+                team,
+                step,
+                helpers,
+                _POINTERS[op],
+                op != "logsumexp",
+                self._isa,
+                code,
+                rows,
+                cols,
+                x_memory,
+                temperature,
+                out_memory,
+                scratch,
+                _scratch.size,
+            )
         return out if status == 0 else None
 
     def split(self, op: str, batch: Batch, out: NDArray[Any], row: int) -> SplitRow:

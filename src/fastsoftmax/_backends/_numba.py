@@ -52,6 +52,7 @@ class NumbaBackend(NumbaScoring):
     """Kernels compiled at the first call, or loaded from the cache: for float32, for float64."""
 
     name = "numba"
+    new_team = None
 
     def __init__(self) -> None:
         self._kernels: dict[str, Any] = {name: getattr(kernels, name) for name in OPS}

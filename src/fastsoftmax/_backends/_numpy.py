@@ -80,6 +80,7 @@ class NumpyBackend(ReferenceScoring):
     """Rows one at a time through the functions of this module."""
 
     name = "numpy"
+    new_team = None
 
     def run(self, op: str, batch: Batch, out: NDArray[Any], begin: int, end: int) -> None:
         kernel, spec = _KERNELS[op], OPS[op]

@@ -1,6 +1,7 @@
 """What a backend is."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,6 +126,52 @@ class SplitRow(Protocol):
     def write(self, begin: int, end: int) -> None: ...
 
 
+class Team(Protocol):
+    """Threads that take the rows of a batch in turn without the interpreter.
+
+    One thread leads at a time. Others help, and after that are awake for a while.
+    """
+
+    def lead(
+        self,
+        backend: Any,
+        helpers: int,
+        step: int,
+        op: str,
+        batch: Batch,
+        out: Array,
+        begin: int,
+        end: int,
+    ) -> None:
+        """As `run` of a backend that made a team, in pieces of `step` rows."""
+        ...
+
+    def run_small(
+        self,
+        backend: Any,
+        helpers: int,
+        step: int,
+        op: str,
+        x: Array,
+        temperature: float,
+        out: Array | None,
+    ) -> Array | None:
+        """As `run_small` of a backend that made a team, in pieces of `step` rows."""
+        ...
+
+    def waiting(self) -> int:
+        """How many helpers are awake."""
+        ...
+
+    def help(self) -> None:
+        """Help with every batch, until there has been none for a while."""
+        ...
+
+    def dismiss(self) -> None:
+        """Let helpers return now."""
+        ...
+
+
 class Backend(Protocol):
     """One implementation of every operation of `fastsoftmax._ops.OPS`, and of scoring and sampling.
 
@@ -159,6 +206,11 @@ class Backend(Protocol):
         begin, end : int
             The range of rows, numbered in C order.
         """
+        ...
+
+    @property
+    def new_team(self) -> Callable[[], Team] | None:
+        """What makes a team for this kind of backend; None where there is no such thing."""
         ...
 
     def run_small(self, op: str, x: Array, temperature: float, out: Array | None) -> Array | None:
