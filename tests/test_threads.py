@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_threads, "SPLIT_FROM", 3000)
     monkeypatch.setattr(_threads, "_GRAIN", 1)
     monkeypatch.setattr(_threads, "_TEAM_GRAIN", 1)
+    monkeypatch.setattr(_threads, "_DEBT", 1 << 60)
     monkeypatch.setattr(_threads, "ALONE_BELOW", 1)
     monkeypatch.setattr(_batches, "CHUNK", 500)
     monkeypatch.setattr(_vocab, "CHUNK", 500)
@@ -589,6 +591,60 @@ def test_contiguous_batches_in_a_team(
         assert call(np.empty((0, 5), "f4")).size == 0
         assert call(x.astype("i4")).dtype == np.float64
         assert call(np.ones((300, 3), "f2")).dtype == np.float16
+
+
+@needs_team
+def test_a_pool_rests_when_helpers_are_put_aside(
+    patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For batches of any way to `run`, but not for those that take long."""
+    set_num_threads(2)
+    monkeypatch.setattr(_threads, "_DEBT", 0)
+    monkeypatch.setattr(_threads, "_REST", 10**11)
+    main, seen = threading.current_thread().name, []
+
+    class Late(Rows):
+        def take(self, batch: object, begin: int, end: int, scratch: object) -> int:
+            status = super().take(batch, begin, end, scratch)
+            if threading.current_thread().name != main:
+                time.sleep(0.05)
+            return status
+
+    late = Late(monkeypatch, together=2)
+    late.run(1000)
+    assert len(late.names) == 2
+    assert _threads._pool.rests()
+    backend = SimpleNamespace(
+        new_team=_backends._load("c").new_team, run=lambda *work: seen.append(work[-2:])
+    )
+    _threads.run(backend, TABLE["softmax"], batch(1000, 9), np.empty((1000, 9), "f4"))
+    assert seen == [(0, 1000)]
+    spy = Rows(monkeypatch, together=2)
+    with fastsoftmax.use_backend("c"):
+        fastsoftmax.softmax(np.zeros((100, 90), "f4"))
+    assert not spy.seen  # alone, by another function
+    monkeypatch.setattr(_threads, "_AT_ONCE", 8000)
+    spy.run(1000)
+    assert len(spy.names) == 2
+    assert _threads._pool.rests()
+    monkeypatch.setattr(_threads._pool, "_rests_until", time.perf_counter_ns())
+    assert not _threads._pool.rests()
+
+
+def test_the_account_of_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, pool = 0, _threads._Pool()
+    monkeypatch.setattr(_threads, "perf_counter_ns", lambda: now)
+    ms = 1_000_000
+    for saved, rest in [(5, 0), (-2, 0), (-1, 0), (-1, 5), (-3, 10), (0.5, 0), (-4, 20)]:
+        pool._enter(int(saved * ms))
+        assert pool._rests_until == now + rest * ms or not rest
+        assert pool.rests() == (rest > 0)
+        now += 1000 * ms
+        assert not pool.rests()
+    pool._enter(ms)
+    for rest in (5, 10, 20, 40, 80, 160, 320, 320):
+        pool._enter(-4 * ms)
+        assert pool._rests_until == now + rest * ms
 
 
 @needs_team

@@ -23,6 +23,7 @@ typedef struct fsm_team {
     int helpers;       /* in the batch, or looking whether it is open */
     int waiting;       /* in fsm_team_help */
     int dismissals;
+    int64_t alone; /* ns that the leader alone would have worked on the last batch */
 } fsm_team;
 
 #if defined(__GNUC__) && !defined(_WIN32)
@@ -42,25 +43,28 @@ static void fsm_pause(void)
 #endif
 }
 
-static int64_t fsm_nanoseconds(void)
+static int64_t fsm_nanoseconds(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 static int fsm_team_supported(void) { return 1; }
 
-static void fsm_team_take(fsm_team *team, void *scratch)
+/* Takes rows as long as there are any; returns how many. */
+static int64_t fsm_team_take(fsm_team *team, void *scratch)
 {
     const int64_t end = FSM_LOAD(&team->end);
-    int64_t row;
+    int64_t row, taken = 0;
     while ((row = FSM_ADD(&team->next, team->step)) < end) {
         const int64_t behind = end - row < team->step ? end : row + team->step;
         const fastsoftmax_status status = team->function(team->batch, row, behind, scratch);
         if (status != FASTSOFTMAX_OK)
             FSM_STORE(&team->status, (int)status);
+        taken += behind - row;
     }
+    return taken;
 }
 
 /* Applies a function to the rows [begin, end) of a batch, with up to `limit` helpers. Those need
@@ -78,15 +82,18 @@ static fastsoftmax_status fsm_team_lead(fsm_team *team, fsm_row_function functio
     FSM_STORE(&team->status, (int)FASTSOFTMAX_OK);
     FSM_STORE(&team->next, begin);
     FSM_STORE(&team->end, end);
+    int64_t work = -fsm_nanoseconds(CLOCK_THREAD_CPUTIME_ID);
     FSM_STORE(&team->open, 1);
-    fsm_team_take(team, scratch);
+    const int64_t taken = fsm_team_take(team, scratch);
     FSM_STORE(&team->open, 0);
+    work += fsm_nanoseconds(CLOCK_THREAD_CPUTIME_ID);
     /* A piece is soon done, but not by a thread that the system has put aside. */
     for (int i = 0; FSM_LOAD(&team->helpers) > 0; ++i)
         if (i < 10000)
             fsm_pause();
         else
             sched_yield();
+    team->alone = taken ? (int64_t)((double)work * (double)(end - begin) / (double)taken) : 0;
     return (fastsoftmax_status)FSM_LOAD(&team->status);
 }
 
@@ -95,10 +102,11 @@ static fastsoftmax_status fsm_team_lead(fsm_team *team, fsm_row_function functio
 static size_t fsm_team_help(fsm_team *team, void *scratch, size_t scratch_size, int64_t patience)
 {
     const int dismissals = FSM_LOAD(&team->dismissals);
-    int64_t until = fsm_nanoseconds() + patience;
+    int64_t until = fsm_nanoseconds(CLOCK_MONOTONIC) + patience;
     size_t needed = 0;
     FSM_ADD(&team->waiting, 1);
-    while (!needed && FSM_LOAD(&team->dismissals) == dismissals && fsm_nanoseconds() < until) {
+    while (!needed && FSM_LOAD(&team->dismissals) == dismissals &&
+           fsm_nanoseconds(CLOCK_MONOTONIC) < until) {
         if (!FSM_LOAD(&team->open) || FSM_LOAD(&team->next) >= FSM_LOAD(&team->end)) {
             fsm_pause();
             continue;
@@ -109,13 +117,17 @@ static size_t fsm_team_help(fsm_team *team, void *scratch, size_t scratch_size, 
                 needed = team->scratch_size;
             else
                 fsm_team_take(team, scratch);
-            until = fsm_nanoseconds() + patience;
+            until = fsm_nanoseconds(CLOCK_MONOTONIC) + patience;
         }
         FSM_ADD(&team->helpers, -1);
     }
     FSM_ADD(&team->waiting, -1);
     return needed;
 }
+
+/* How many ns the leader alone would have worked on the last batch, if it has had part in it: with a CPU
+ * of its own, by the share of the rows that it took. For the thread that leads. */
+static int64_t fsm_team_alone(const fsm_team *team) { return team->alone; }
 
 /* How many threads are in fsm_team_help. */
 static int fsm_team_waiting(fsm_team *team) { return FSM_LOAD(&team->waiting); }
@@ -143,6 +155,12 @@ static size_t fsm_team_help(fsm_team *team, void *scratch, size_t scratch_size, 
 }
 
 static int fsm_team_waiting(fsm_team *team)
+{
+    (void)team;
+    return 0;
+}
+
+static int64_t fsm_team_alone(const fsm_team *team)
 {
     (void)team;
     return 0;

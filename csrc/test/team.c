@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "fastsoftmax.h"
 
@@ -33,22 +34,57 @@ static fastsoftmax_status count_rows(const fastsoftmax_batch *batch, int64_t beg
     return batch->row_axes == 1 && begin == 0 ? FASTSOFTMAX_BAD_SHAPE : FASTSOFTMAX_OK;
 }
 
+static void *aligned(void *memory)
+{
+    return (void *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+}
+
 static void *help(void *unused)
 {
-    char scratch[64];
+    void *scratch = NULL;
     size_t size = 0;
     while (!FSM_LOAD(&done)) {
-        const size_t needed = fsm_team_help(&team, scratch, size, 20000);
-        if (needed)
-            size = needed;
+        const size_t needed = fsm_team_help(&team, aligned(scratch), size, 20000);
+        if (!needed)
+            continue;
+        free(scratch);
+        scratch = malloc(needed + 64);
+        if (!scratch)
+            abort();
+        size = needed;
     }
+    free(scratch);
     return unused;
+}
+
+/* The same bits as without a team, in each of several batches. */
+static int contiguous(void)
+{
+    enum { COLS = 37 };
+    static float x[ROWS * COLS], want[ROWS * COLS], got[ROWS * COLS];
+    static char memory[(1 << 20) + 64];
+    void *const scratch = aligned(memory);
+    const fastsoftmax_isa isa = fastsoftmax_detect_isa();
+    for (int i = 0; i < ROWS * COLS; ++i)
+        x[i] = (float)(i * 7919 % 1000) / 100;
+    int failures = fastsoftmax_contiguous(FASTSOFTMAX_OP_SOFTMAX, isa, FASTSOFTMAX_F32, ROWS, COLS, x,
+                                          0.7, want, scratch) != FASTSOFTMAX_OK;
+    for (int i = 0; i < 20; ++i) {
+        memset(got, 0, sizeof got);
+        failures += fsm_team_contiguous(&team, 1 + i * 9, HELPERS, fastsoftmax_softmax, 1, isa,
+                                        FASTSOFTMAX_F32, ROWS, COLS, x, 0.7, got, scratch,
+                                        1 << 20) != FASTSOFTMAX_OK;
+        failures += memcmp(got, want, sizeof want) != 0;
+    }
+    return failures + (fsm_team_contiguous(&team, 1, 0, fastsoftmax_softmax, 1, isa, FASTSOFTMAX_F32,
+                                           ROWS, COLS, x, 0.7, got, scratch,
+                                           10) != FASTSOFTMAX_BAD_SHAPE);
 }
 
 int main(int argc, char **argv)
 {
     const int batches = argc > 1 ? atoi(argv[1]) : 20000;
-    int failures = !fsm_team_supported();
+    int failures = !fsm_team_supported() || fsm_team_alone(&team) != 0;
     pthread_t threads[HELPERS];
     for (int i = 0; i < HELPERS; ++i)
         if (pthread_create(&threads[i], NULL, help, NULL))
@@ -72,6 +108,7 @@ int main(int argc, char **argv)
         if (i % 50 == 0)
             fsm_team_dismiss(&team);
     }
+    failures += contiguous();
     FSM_STORE(&done, 1);
     for (int i = 0; i < HELPERS; ++i)
         if (pthread_join(threads[i], NULL))

@@ -41,6 +41,15 @@ ALONE_BELOW = 3 << 17
 # that is woken for one of them is still awake at the next.
 _CLOSE = 100_000
 
+# Where CPUs are busy with other work, a helper that all wait for gets its turn after some ms, or
+# takes that of the caller. So a pool has an account of the ns that a team has saved: it is never
+# above _CREDIT, and below -_DEBT the pool rests, for _REST at first and twice as long each time
+# that the account has not been at _CREDIT in between.
+_CREDIT = 1_000_000
+_DEBT = 2_000_000
+_REST = 5_000_000
+_LONGEST_REST = 320_000_000
+
 # Entries of a row from which it is shared by the threads where there are few rows. Two steps, each
 # of which wakes the threads, need twice the work.
 SPLIT_FROM = 1 << 20
@@ -70,7 +79,7 @@ def run(backend: Backend, op: Op, batch: Batch, out: NDArray[Any]) -> None:
     threads, size = _limit, batch.x.size
     rows = batch.rows
     few = threads > 1 and rows < _PIECES * threads
-    if size < SERIAL_BELOW or (threads == 1 and size <= _AT_ONCE):
+    if size < SERIAL_BELOW or (size <= _AT_ONCE and (threads == 1 or _pool.rests())):
         backend.run(op.name, batch, out, 0, rows)
     elif size // rows >= (SPLIT_FROM if few else _AT_ONCE):
         for row in range(rows):
@@ -88,8 +97,15 @@ def run_contiguous(
     """
     global _ended
     size, threads, new_team, result = x.size, _limit, backend.new_team, None
-    alone = size < SERIAL_BELOW or (threads == 1 and new_team is not None and size <= _AT_ONCE)
-    if new_team is not None and threads > 1 and x.ndim > 1 and size <= _AT_ONCE * threads:
+    single = size <= _AT_ONCE and (threads == 1 or _pool.rests())
+    alone = size < SERIAL_BELOW or (single and new_team is not None)
+    if (
+        new_team is not None
+        and threads > 1
+        and not single
+        and x.ndim > 1
+        and size <= _AT_ONCE * threads
+    ):
         rows = size // max(x.shape[-1], 1)
         step = _step(rows, size, threads, _TEAM_GRAIN) if rows else 1
 
@@ -277,6 +293,7 @@ class _Pool:
         self._jobs: SimpleQueue[_Job | Team] = SimpleQueue()
         self._threads = 0
         self._team: Team | None = None
+        self._account = self._rest = self._rests_until = 0
         self._busy = threading.Lock()
 
     def run(self, work: Callable[[int], None], pieces: int, threads: int) -> None:
@@ -302,6 +319,7 @@ class _Pool:
         """Call `work` with a team that so many threads help, unless the pool is busy."""
         if not self._busy.acquire(blocking=False):
             return False
+        started = perf_counter_ns()
         try:
             if self._team is None:
                 self._team = new_team()
@@ -310,9 +328,24 @@ class _Pool:
             for _ in range(min(helpers, self._grow(helpers)) - awake):
                 self._jobs.put(self._team)
             work(self._team)
+            self._enter(self._team.alone() - (perf_counter_ns() - started))
         finally:
             self._busy.release()
         return True
+
+    def _enter(self, saved: int) -> None:
+        """Enter what a batch has saved in the account."""
+        self._account = min(self._account + saved, _CREDIT)
+        if self._account == _CREDIT:
+            self._rest = 0
+        elif self._account < -_DEBT:
+            self._rest = min(2 * self._rest or _REST, _LONGEST_REST)
+            self._rests_until = perf_counter_ns() + self._rest
+            self._account = 0
+
+    def rests(self) -> bool:
+        """Whether batches that take no more than some ms are better not shared."""
+        return perf_counter_ns() < self._rests_until
 
     def _grow(self, threads: int) -> int:
         """Start threads until there are so many, or as many as can be had."""

@@ -131,6 +131,10 @@ class CTeam:
     ) -> Array | None:
         return backend.run_small(op, x, temperature, out, (self._team, helpers, step))
 
+    def alone(self) -> int:
+        alone: int = lib.fsm_team_alone(self._team)
+        return alone
+
     def waiting(self) -> int:
         waiting: int = lib.fsm_team_waiting(self._team)
         return waiting

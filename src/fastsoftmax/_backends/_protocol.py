@@ -159,6 +159,10 @@ class Team(Protocol):
         """As `run_small` of a backend that made a team, in pieces of `step` rows."""
         ...
 
+    def alone(self) -> int:
+        """How many ns the thread that led would have worked on the last batch alone."""
+        ...
+
     def waiting(self) -> int:
         """How many helpers are awake."""
         ...
