@@ -4,7 +4,7 @@
  * 50 us to wake on a virtual machine, and so does each of the calls that wake it.
  *
  * One thread leads at a time, which callers see to. All that is shared is read and written by the
- * compilers' own atomic operations, in one order for all threads unless said. */
+ * compilers' own atomic operations, in one order for all threads, but for what describes the batch. */
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,7 +23,7 @@ typedef struct fsm_team {
     int helpers;       /* in the batch, or looking whether it is open */
     int waiting;       /* in fsm_team_help */
     int dismissals;
-    int64_t alone; /* ns that the leader alone would have worked on the last batch */
+    int64_t alone; /* see fsm_team_alone */
 } fsm_team;
 
 #if defined(__GNUC__) && !defined(_WIN32)
@@ -93,7 +93,8 @@ static fastsoftmax_status fsm_team_lead(fsm_team *team, fsm_row_function functio
             fsm_pause();
         else
             sched_yield();
-    team->alone = taken ? (int64_t)((double)work * (double)(end - begin) / (double)taken) : 0;
+    if (taken)
+        team->alone += (int64_t)((double)work * (double)(end - begin) / (double)taken);
     return (fastsoftmax_status)FSM_LOAD(&team->status);
 }
 
@@ -125,9 +126,14 @@ static size_t fsm_team_help(fsm_team *team, void *scratch, size_t scratch_size, 
     return needed;
 }
 
-/* How many ns the leader alone would have worked on the last batch, if it has had part in it: with a CPU
- * of its own, by the share of the rows that it took. For the thread that leads. */
-static int64_t fsm_team_alone(const fsm_team *team) { return team->alone; }
+/* How many ns the leader alone would have worked on the batches since this was asked last: with a CPU of
+ * its own, by the share of the rows that it took. For the thread that leads. */
+static int64_t fsm_team_alone(fsm_team *team)
+{
+    const int64_t alone = team->alone;
+    team->alone = 0;
+    return alone;
+}
 
 /* How many threads are in fsm_team_help. */
 static int fsm_team_waiting(fsm_team *team) { return FSM_LOAD(&team->waiting); }
@@ -160,7 +166,7 @@ static int fsm_team_waiting(fsm_team *team)
     return 0;
 }
 
-static int64_t fsm_team_alone(const fsm_team *team)
+static int64_t fsm_team_alone(fsm_team *team)
 {
     (void)team;
     return 0;

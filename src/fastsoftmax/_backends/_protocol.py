@@ -160,7 +160,7 @@ class Team(Protocol):
         ...
 
     def alone(self) -> int:
-        """How many ns the thread that led would have worked on the last batch alone."""
+        """How many ns those who led would have worked alone, since this was asked last."""
         ...
 
     def waiting(self) -> int:
