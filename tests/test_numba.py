@@ -183,18 +183,21 @@ def test_all_is_done_on_vectors(assembly: dict[str, str], name: str, dtype: str)
     wanted = {
         "_exponentials": rf"vfmadd\d+{packed}",
         "_maximum": rf"v(max|cmp\w*){packed}",
-        "_sum": r"vaddpd",
+        "_terms_and_sum": r"vaddpd",
         "_sum_columns": r"vaddpd",
         "_load_tile": r"vp?(unpck|shuf|perm)\w*",
     }
     if name == "softmax":
         wanted |= {"_scale": rf"v(mul|fmadd\d+){packed}", "_store_tile": r"vp?(unpck|shuf|perm)\w*"}
+        wanted |= {"_terms_beside": rf"v(max|cmp\w*){packed}"}
     if name == "log_softmax":
         wanted |= {"_log_probabilities": r"vfmadd\d+pd"}
     for function, instruction in wanted.items():
         assert re.search(rf"\b{instruction}\s.*%[yz]mm", bodies[function]), function
     # The polynomial alone has 6 or 11 of them.
-    assert len(re.findall(rf"\bvfmadd\d+{packed}\s.*%[yz]mm", bodies["_exponentials"])) >= 6
+    for function in {"_exponentials", "_terms_and_sum", "_terms_beside"} & set(bodies):
+        count = len(re.findall(rf"\bvfmadd\d+{packed}\s.*%[yz]mm", bodies[function]))
+        assert count >= 6, (function, count)
     for function in ("_exponentials", "_maximum", "_scale", "_log_probabilities"):
         numbers = re.findall(
             rf"\bv(?:add|sub|mul|div|max|fn?madd\d+)(?:{scalar})\s", bodies.get(function, "")
