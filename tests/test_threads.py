@@ -586,6 +586,15 @@ def test_contiguous_batches_in_a_team(
         if op != "logsumexp":
             assert call(x.copy(), temperature=0.7, out=(y := x.copy())) is y
             assert same_bits(call(y := x.copy(), temperature=0.7, out=y), want)
+        large = np.resize(x, (1100, 1000))  # around the caches
+        want = call(large, temperature=0.7)
+        apart = [np.zeros(a.nbytes + 64, "u1")[1 : a.nbytes + 1] for a in (large, want)]
+        unaligned, out = (
+            a.view("f4").reshape(b.shape) for a, b in zip(apart, (large, want), strict=True)
+        )
+        unaligned[...] = large
+        assert same_bits(call(unaligned, temperature=0.7), want)
+        assert same_bits(call(large, temperature=0.7, out=out), want)
         with pytest.raises(ValueError, match="temperature"):
             call(x, temperature=-1.0)
         assert call(np.empty((0, 5), "f4")).size == 0

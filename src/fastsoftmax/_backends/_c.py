@@ -200,7 +200,9 @@ class CBackend:
             status = _contiguous(
                 _OPS[op], self._isa, code, rows, cols, x_memory, temperature, out_memory, scratch
             )
-        elif out is not x and np.may_share_memory(out, x):
+        elif not (x.flags.aligned and out.flags.aligned) or (
+            out is not x and np.may_share_memory(out, x)
+        ):
             return None
         else:
             team, helpers, step = share
