@@ -421,7 +421,7 @@ def test_the_interpreter_ends_while_threads_call() -> None:
 @pytest.mark.parametrize("first", ["main", "other"])
 def test_subinterpreters(first: str) -> None:
     """The first interpreter of a process that imports the package, and with it NumPy, has all of
-    it; another one gets the one clear error that NumPy raises."""
+    it, but Numba only if it is the process's first; another one gets one clear error."""
     script = """
         import importlib, sys, warnings
         for name in ("_interpreters", "_xxsubinterpreters"):

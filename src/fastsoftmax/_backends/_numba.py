@@ -1,5 +1,6 @@
 """The jitted kernels of `fastsoftmax._numba`."""
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,19 @@ from fastsoftmax._numba import kernels
 from fastsoftmax._ops import OPS
 
 _SMALL_CALLS = 64  # that each thread keeps
+
+
+def _interpreter() -> int:
+    """The number of this interpreter in its process; the first one's is 0."""
+    api = ctypes.pythonapi
+    this = ctypes.PYFUNCTYPE(ctypes.c_void_p)(("PyInterpreterState_Get", api))
+    number = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+    return int(number(("PyInterpreterState_GetID", api))(this()))
+
+
+if _interpreter() != 0:
+    # To release an array they take the lock by PyGILState_Ensure, which knows the first one only.
+    raise ImportError("functions of Numba never return in an interpreter beside the first")
 
 
 class _SplitRow:
