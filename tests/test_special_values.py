@@ -58,6 +58,22 @@ def test_at_every_position_of_short_rows(op: str, dtype: str, value: float) -> N
 
 @EACH_OP
 @EACH_DTYPE
+def test_among_many_short_rows(op: str, dtype: str) -> None:
+    """A row with a special entry has the bits that it has alone, as have those beside it."""
+    rng = generator("among", dtype)
+    for length in range(1, 33):
+        x = (rng.normal(size=(101, length)) * 5).astype(dtype)
+        spoilt = np.flatnonzero(rng.random(101) < 0.3)
+        x[spoilt, rng.integers(length, size=spoilt.size)] = rng.choice(
+            [NAN, -NAN, INF, -INF], spoilt.size
+        )
+        got = call(op, x)
+        alone = np.concatenate([call(op, row[None]) for row in x])
+        assert got.tobytes() == alone.tobytes(), length
+
+
+@EACH_OP
+@EACH_DTYPE
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("length", [127, 1025, 2047, 2048, 2049, 4096, 4097, 9000])
 def test_at_the_edges_of_blocks(op: str, dtype: str, value: float, length: int) -> None:

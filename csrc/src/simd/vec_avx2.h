@@ -200,6 +200,29 @@ FSM_INLINE void v_store_fours_f32(float *p, int64_t stride, vec_f32 *v)
     for (int k = 0; k < 4; ++k)
         _mm_storeu_ps(p + (k + 4) * stride, _mm256_extractf128_ps(v[k], 1));
 }
+#define FITTED_f32 1
+FSM_INLINE void v_columns_f32(vec_f32 *v, int n)
+{
+    if (n == 2) {
+        const vec_f32 a = v[0];
+        v[0] = _mm256_shuffle_ps(a, v[1], 0x88);
+        v[1] = _mm256_shuffle_ps(a, v[1], 0xdd);
+    } else if (n == 4) {
+        fsm_transpose_fours(v);
+    } else {
+        v_transpose_f32(v);
+    }
+}
+FSM_INLINE void v_rows_f32(vec_f32 *v, int n)
+{
+    if (n == 2) {
+        const vec_f32 a = v[0];
+        v[0] = _mm256_unpacklo_ps(a, v[1]);
+        v[1] = _mm256_unpackhi_ps(a, v[1]);
+    } else {
+        v_columns_f32(v, n);
+    }
+}
 FSM_INLINE void v_transpose_f64(vec_f64 *v)
 {
     vec_f64 a[4];

@@ -204,6 +204,47 @@ FSM_INLINE void v_store_fours_f32(float *p, int64_t stride, vec_f32 *v)
     for (int k = 0; k < 4; ++k)
         _mm_storeu_ps(p + (k + 12) * stride, _mm512_extractf32x4_ps(v[k], 3));
 }
+#define FITTED_f32 1
+FSM_INLINE void v_columns_f32(vec_f32 *v, int n)
+{
+    if (n == 2) {
+        const vec_f32 a = v[0];
+        v[0] = _mm512_shuffle_ps(a, v[1], 0x88);
+        v[1] = _mm512_shuffle_ps(a, v[1], 0xdd);
+    } else if (n == 4) {
+        fsm_transpose_fours(v);
+    } else {
+        UNROLL
+        for (int k = 0; k < 4; ++k) {
+            const vec_f32 a = v[k];
+            v[k] = _mm512_shuffle_f32x4(a, v[k + 4], 0x88);
+            v[k + 4] = _mm512_shuffle_f32x4(a, v[k + 4], 0xdd);
+        }
+        fsm_transpose_fours(v);
+        fsm_transpose_fours(v + 4);
+    }
+}
+FSM_INLINE void v_rows_f32(vec_f32 *v, int n)
+{
+    if (n == 2) {
+        const vec_f32 a = v[0];
+        v[0] = _mm512_unpacklo_ps(a, v[1]);
+        v[1] = _mm512_unpackhi_ps(a, v[1]);
+    } else if (n == 4) {
+        fsm_transpose_fours(v);
+    } else {
+        const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+        const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+        fsm_transpose_fours(v);
+        fsm_transpose_fours(v + 4);
+        UNROLL
+        for (int k = 0; k < 4; ++k) {
+            const __m512d a = _mm512_castps_pd(v[k]), b = _mm512_castps_pd(v[k + 4]);
+            v[k] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, low, b));
+            v[k + 4] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, high, b));
+        }
+    }
+}
 FSM_INLINE void v_transpose_f64(vec_f64 *v)
 {
     vec_f64 a[8], b[8];
