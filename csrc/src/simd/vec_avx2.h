@@ -200,7 +200,7 @@ FSM_INLINE void v_store_fours_f32(float *p, int64_t stride, vec_f32 *v)
     for (int k = 0; k < 4; ++k)
         _mm_storeu_ps(p + (k + 4) * stride, _mm256_extractf128_ps(v[k], 1));
 }
-#define FITTED_f32 1
+#define FITTED_f32 (1 << 2 | 1 << 4 | 1 << 8)
 FSM_INLINE void v_columns_f32(vec_f32 *v, int n)
 {
     if (n == 2) {

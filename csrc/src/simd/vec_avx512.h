@@ -204,7 +204,54 @@ FSM_INLINE void v_store_fours_f32(float *p, int64_t stride, vec_f32 *v)
     for (int k = 0; k < 4; ++k)
         _mm_storeu_ps(p + (k + 12) * stride, _mm512_extractf32x4_ps(v[k], 3));
 }
-#define FITTED_f32 1
+#define FITTED_f32 (1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8) /* 7 gains nothing */
+/* entry(0) to entry(15) as integers */
+#define FSM_SIXTEEN(entry)                                                                        \
+    _mm512_setr_epi32(entry(0), entry(1), entry(2), entry(3), entry(4), entry(5), entry(6),       \
+                      entry(7), entry(8), entry(9), entry(10), entry(11), entry(12), entry(13),   \
+                      entry(14), entry(15))
+/* Of sixteen rows of n entries, columns and back: register k has the places from 16k on. */
+FSM_INLINE void fsm_gather_columns(vec_f32 *v, int n)
+{
+    vec_f32 a[8];
+    UNROLL
+    for (int c = 0; c < n; ++c) {
+#define PLACE(row) (((row) * n + c) % 16)
+        const __m512i place = FSM_SIXTEEN(PLACE);
+#undef PLACE
+        a[c] = _mm512_permutexvar_ps(place, v[0]);
+        UNROLL
+        for (int k = 1; k < n; ++k) {
+            const int first = (16 * k - c + n - 1) / n; /* of the rows that are here or behind */
+            const mask_f32 rows = (mask_f32)(0xffffu << first);
+            a[c] = _mm512_mask_permutexvar_ps(a[c], rows, place, v[k]);
+        }
+    }
+    UNROLL
+    for (int c = 0; c < n; ++c)
+        v[c] = a[c];
+}
+FSM_INLINE void fsm_scatter_columns(vec_f32 *v, int n)
+{
+    vec_f32 a[8];
+    UNROLL
+    for (int k = 0; k < n; ++k) {
+#define ROW(lane) ((16 * k + (lane)) / n)
+#define COLUMN(lane) ((16 * k + (lane)) % n)
+        const __m512i row = FSM_SIXTEEN(ROW), column = FSM_SIXTEEN(COLUMN);
+#undef ROW
+#undef COLUMN
+        a[k] = _mm512_permutexvar_ps(row, v[0]);
+        UNROLL
+        for (int c = 1; c < n; ++c) {
+            const mask_f32 its = _mm512_cmpeq_epi32_mask(column, _mm512_set1_epi32(c));
+            a[k] = _mm512_mask_permutexvar_ps(a[k], its, row, v[c]);
+        }
+    }
+    UNROLL
+    for (int k = 0; k < n; ++k)
+        v[k] = a[k];
+}
 FSM_INLINE void v_columns_f32(vec_f32 *v, int n)
 {
     if (n == 2) {
@@ -213,6 +260,8 @@ FSM_INLINE void v_columns_f32(vec_f32 *v, int n)
         v[1] = _mm512_shuffle_ps(a, v[1], 0xdd);
     } else if (n == 4) {
         fsm_transpose_fours(v);
+    } else if (n < 8) {
+        fsm_gather_columns(v, n);
     } else {
         UNROLL
         for (int k = 0; k < 4; ++k) {
@@ -232,6 +281,8 @@ FSM_INLINE void v_rows_f32(vec_f32 *v, int n)
         v[1] = _mm512_unpackhi_ps(a, v[1]);
     } else if (n == 4) {
         fsm_transpose_fours(v);
+    } else if (n < 8) {
+        fsm_scatter_columns(v, n);
     } else {
         const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
         const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);

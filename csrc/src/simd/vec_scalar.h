@@ -28,7 +28,7 @@
  *                             where it is 1: the first four entries of as many rows as lanes, as
  *                             four vectors; stored row by row, v is not left as it was
  *   FITTED, v_columns, v_rows(v, n)
- *                             where it is 1: n vectors that hold rows of n = 2, 4 or 8 entries, one
+ *                             where bit n is set: n vectors that hold rows of n entries, one
  *                             behind the other, to their columns, in which rows are in an order of
  *                             their own, and back
  *   v_hsum_f64                lane j + lane j + LANES/2, and so on, halving
