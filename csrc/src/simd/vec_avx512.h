@@ -204,7 +204,7 @@ FSM_INLINE void v_store_fours_f32(float *p, int64_t stride, vec_f32 *v)
     for (int k = 0; k < 4; ++k)
         _mm_storeu_ps(p + (k + 12) * stride, _mm512_extractf32x4_ps(v[k], 3));
 }
-#define FITTED_f32 (1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8) /* 7 gains nothing */
+#define FITTED_f32 (1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8)
 /* entry(0) to entry(15) as integers */
 #define FSM_SIXTEEN(entry)                                                                        \
     _mm512_setr_epi32(entry(0), entry(1), entry(2), entry(3), entry(4), entry(5), entry(6),       \
@@ -233,18 +233,18 @@ FSM_INLINE void fsm_gather_columns(vec_f32 *v, int n)
 }
 FSM_INLINE void fsm_scatter_columns(vec_f32 *v, int n)
 {
+    /* Every nth lane. */
+    const uint32_t every = n == 3 ? 0x9249 : n == 5 ? 0x8421 : n == 6 ? 0x1041 : 0x4081;
     vec_f32 a[8];
     UNROLL
     for (int k = 0; k < n; ++k) {
 #define ROW(lane) ((16 * k + (lane)) / n)
-#define COLUMN(lane) ((16 * k + (lane)) % n)
-        const __m512i row = FSM_SIXTEEN(ROW), column = FSM_SIXTEEN(COLUMN);
+        const __m512i row = FSM_SIXTEEN(ROW);
 #undef ROW
-#undef COLUMN
         a[k] = _mm512_permutexvar_ps(row, v[0]);
         UNROLL
         for (int c = 1; c < n; ++c) {
-            const mask_f32 its = _mm512_cmpeq_epi32_mask(column, _mm512_set1_epi32(c));
+            const mask_f32 its = (mask_f32)(every << (c + 16 * (n - k)) % n);
             a[k] = _mm512_mask_permutexvar_ps(a[k], its, row, v[c]);
         }
     }
