@@ -79,7 +79,7 @@ def run(backend: Backend, op: Op, batch: Batch, out: NDArray[Any]) -> None:
     threads, size = _limit, batch.x.size
     rows = batch.rows
     few = threads > 1 and rows < _PIECES * threads
-    if size < SERIAL_BELOW or (size <= _AT_ONCE and (threads == 1 or _pool.rests())):
+    if size < SERIAL_BELOW or _at_once(size, threads):
         backend.run(op.name, batch, out, 0, rows)
     elif size // rows >= (SPLIT_FROM if few else _AT_ONCE):
         for row in range(rows):
@@ -97,7 +97,7 @@ def run_contiguous(
     """
     global _ended
     size, threads, new_team, result = x.size, _limit, backend.new_team, None
-    single = size <= _AT_ONCE and (threads == 1 or _pool.rests())
+    single = _at_once(size, threads)
     alone = size < SERIAL_BELOW or (single and new_team is not None)
     if (
         new_team is not None
@@ -124,6 +124,11 @@ def run_contiguous(
 
 # When the last of those batches was done.
 _ended = 0
+
+
+def _at_once(size: int, threads: int) -> bool:
+    """Whether a batch of so many entries goes in one call though it is large enough to share."""
+    return size <= _AT_ONCE and (threads == 1 or _pool.rests())
 
 
 def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
