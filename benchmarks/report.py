@@ -273,7 +273,7 @@ FIGURES = (
             "x",
             2.0,
         )
-        for cols in (2, 4, 10, 32, 64)
+        for cols in (2, 3, 4, 7, 10, 20, 32, 64)
     ),
     Figure(f"softmax {CLOSE} in cache: 2 threads / 1", _two_threads, "x", 1 / 1.7),
     Figure(f"softmax {CLOSE} in cache: 2 threads beyond half of 1", _hand_off, "us", 60.0),
