@@ -379,6 +379,25 @@ def test_tiles_in_flight(op: str, dtype: str, n: int) -> None:
                     assert same_bits(got.reshape(expected.shape), expected)
 
 
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("side", [96, 112, 208, 304])
+def test_tiles_that_end_within_a_batch(op: str, dtype: str, side: int) -> None:
+    """On a middle axis, rows side by side end with a narrow tile, and those behind them begin with a
+    wide one where results begin with a line of the cache."""
+    kind, n = as_dtype(dtype), 130
+    x = logits(904, -(-(5 << 20) // (n * side * kind.itemsize)) * side, n, dtype)
+    middle = np.ascontiguousarray(x.reshape(-1, side, n).swapaxes(1, 2))
+    memory = np.empty(middle.size + 16, kind)
+    start = -memory.ctypes.data % 64 // kind.itemsize
+    out = memory[start : start + middle.size].reshape(middle.shape)
+    for implementation in (name for name in available() if name.startswith("c")):
+        with using(implementation):
+            expected = call(op, x, -1, 0.7, None)
+            call(op, middle, 1, 0.7, None, out=out)
+            assert same_bits(out.swapaxes(1, 2).reshape(x.shape), expected)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_stored_hash(backend: str, op: str) -> None:
     """SHA-256 over the bits of all results; NaN counts as one value."""
