@@ -139,6 +139,11 @@ FSM_INLINE size_t fsm_size_of(fastsoftmax_dtype dtype)
     return dtype == FASTSOFTMAX_F64 ? 8 : dtype == FASTSOFTMAX_F32 ? 4 : 2;
 }
 
+/* Sums of the lanes of a tile, for each lane those of every column, and what they are short of. */
+typedef struct fsm_lanes {
+    double *sums, *errors;
+} fsm_lanes;
+
 /* Where the entry number `index` of some axes lies, and how many more follow on the last axis. */
 typedef struct fsm_place {
     int64_t x, out, where, temperature, run, row;
