@@ -340,7 +340,7 @@ def test_rows_in_flight(backend: str, dtype: str, cols: int, rows: int) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [3, 16, 17, 130, 1000, 2048, 2049, 9000])
+@pytest.mark.parametrize("n", [3, 16, 17, 40, 130, 180, 1000, 2048, 2049, 9000])
 def test_tiles_in_flight(op: str, dtype: str, n: int) -> None:
     """Rows side by side in memory, which the C library treats in tiles, three at a time: as many as
     go around the caches, and few; with gaps, at places of a line that are not its beginning, and on
@@ -383,8 +383,8 @@ def test_tiles_in_flight(op: str, dtype: str, n: int) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("side", [96, 112, 208, 304])
 def test_tiles_that_end_within_a_batch(op: str, dtype: str, side: int) -> None:
-    """On a middle axis, rows side by side end with a narrow tile, and those behind them begin with a
-    wide one where results begin with a line of the cache."""
+    """On a middle axis, rows side by side end with a narrow tile, and those behind them begin with
+    a wide one where results begin with a line of the cache."""
     kind, n = as_dtype(dtype), 130
     x = logits(904, -(-(5 << 20) // (n * side * kind.itemsize)) * side, n, dtype)
     middle = np.ascontiguousarray(x.reshape(-1, side, n).swapaxes(1, 2))
