@@ -313,29 +313,35 @@ def test_results_around_the_caches(backend: str, op: str, dtype: str, cols: int)
 
 
 @EACH_KERNEL
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cols", [33, 64, 127, 128, 129, 200, 1000, 2048])
-@pytest.mark.parametrize("rows", [1, 2, 17, 41, 0])
-def test_rows_in_flight(backend: str, dtype: str, cols: int, rows: int) -> None:
-    """Those of rows at one temperature, of which several are treated at a time; 0 stands for as
-    many as go around the caches. Special rows, and rows with one large entry, among them."""
+@pytest.mark.parametrize("cols", [2, 3, 8, 10, 20, 33, 64, 127, 128, 129, 200, 1000, 2048])
+def test_rows_in_flight(backend: str, op: str, dtype: str, cols: int) -> None:
+    """Those of rows at one temperature, of which several are treated at a time, few and as many as
+    go around the caches. Special rows, rows with one large entry, and rows of which differences of
+    logits may overflow, are among them."""
     kind = as_dtype(dtype)
-    rows = rows or (4 << 20) // (cols * kind.itemsize) + 3
-    x = logits(902, rows, cols, dtype)
-    for i, special in enumerate((np.nan, np.inf, -np.inf, 40.0)):
-        x[i + 3 :: 11, (5 * i) % cols] = special
-    x[2::13] = -np.inf
-    expected = np.concatenate([call("softmax", row[None], -1, 0.7, None) for row in x])
-    for gap, offset in ((0, 0), (0, 4), (1, 15), (5, 2)):
-        memory = np.full(rows * (cols + gap) + 16, 7, kind)
-        out = memory[offset : offset + rows * (cols + gap)].reshape(rows, cols + gap)
-        call("softmax", x, -1, 0.7, None, out=out[:, :cols])
-        assert same_bits(out[:, :cols], expected)
-        between = [memory[:offset], memory[offset + out.size :], out[:, cols:].ravel()]
-        assert (np.concatenate(between) == 7).all()
-        out[:, :cols] = x
-        call("softmax", out[:, :cols], -1, 0.7, None, out=out[:, :cols])
-        assert same_bits(out[:, :cols], expected)
+    for rows in (1, 2, 17, 41, 300, (4 << 20) // (cols * kind.itemsize) + 3):
+        x = logits(902, rows, cols, dtype)
+        for i, special in enumerate((np.nan, np.inf, -np.inf, 40.0)):
+            x[i + 3 :: 11, (5 * i) % cols] = special
+        x[2::13] = -np.inf
+        x[37::140, 0] = np.finfo(kind).max / 3
+        # With a temperature for each they are treated one by one, or, the shortest, side by side.
+        expected = call(op, x, -1, np.full(rows, 0.7), None)
+        for gap, offset in ((0, 0), (0, 4), (1, 15), (5, 2)):
+            width = 1 if op == "logsumexp" else cols
+            memory = np.full(rows * (width + gap) + 16, 7, kind)
+            space = memory[offset : offset + rows * (width + gap)].reshape(rows, width + gap)
+            out = space[:, 0] if op == "logsumexp" else space[:, :cols]
+            call(op, x, -1, 0.7, None, out=out)
+            assert same_bits(out, expected)
+            between = [memory[:offset], memory[offset + space.size :], space[:, width:].ravel()]
+            assert (np.concatenate(between) == 7).all()
+            if op != "logsumexp":
+                out[...] = x
+                call(op, out, -1, 0.7, None, out=out)
+                assert same_bits(out, expected)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -143,6 +143,19 @@ FSM_INLINE vec_f64 v_low_bits_to_exponent_f64(vec_f64 n)
 {
     return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(n), 52));
 }
+FSM_INLINE vec_f64 v_exponent_f64(vec_f64 a)
+{
+    /* As the low bits of 2^52: then it is exact in double. */
+    const __m256i field = _mm256_srli_epi64(_mm256_castpd_si256(a), 52);
+    const __m256d n = _mm256_or_pd(_mm256_castsi256_pd(field), _mm256_set1_pd(0x1p52));
+    return _mm256_sub_pd(n, _mm256_set1_pd(0x1p52 + 1023.0));
+}
+FSM_INLINE vec_f64 v_significand_f64(vec_f64 a)
+{
+    const __m256d fraction =
+        _mm256_castsi256_pd(_mm256_set1_epi64x(INT64_C(0x000fffffffffffff)));
+    return _mm256_or_pd(_mm256_and_pd(a, fraction), _mm256_set1_pd(1.0));
+}
 FSM_INLINE double v_hmax_f64(vec_f64 a)
 {
     const __m128d b = _mm_max_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));

@@ -130,6 +130,11 @@ FSM_INLINE vec_f64 v_low_bits_to_exponent_f64(vec_f64 n)
 {
     return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(n), 52));
 }
+FSM_INLINE vec_f64 v_exponent_f64(vec_f64 a) { return _mm512_getexp_pd(a); }
+FSM_INLINE vec_f64 v_significand_f64(vec_f64 a)
+{
+    return _mm512_getmant_pd(a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
+}
 FSM_INLINE double v_hmax_f64(vec_f64 a) { return _mm512_reduce_max_pd(a); }
 FSM_INLINE double v_hsum_f64(vec_f64 a)
 {

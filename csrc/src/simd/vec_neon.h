@@ -141,6 +141,18 @@ FSM_INLINE vec_f64 v_low_bits_to_exponent_f64(vec_f64 n)
 {
     return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(n), 52));
 }
+FSM_INLINE vec_f64 v_exponent_f64(vec_f64 a)
+{
+    const uint64x2_t field = vshrq_n_u64(vreinterpretq_u64_f64(a), 52);
+    return vsubq_f64(vcvtq_f64_u64(field), vdupq_n_f64(1023.0));
+}
+FSM_INLINE vec_f64 v_significand_f64(vec_f64 a)
+{
+    const uint64x2_t fraction =
+        vandq_u64(vreinterpretq_u64_f64(a), vdupq_n_u64(UINT64_C(0x000fffffffffffff)));
+    return vreinterpretq_f64_u64(
+        vorrq_u64(fraction, vreinterpretq_u64_f64(vdupq_n_f64(1.0))));
+}
 FSM_INLINE double v_hmax_f64(vec_f64 a) { return vmaxnmvq_f64(a); }
 FSM_INLINE double v_hsum_f64(vec_f64 a) { return vgetq_lane_f64(a, 0) + vgetq_lane_f64(a, 1); }
 FSM_INLINE vec_f64 v_div_f64(vec_f64 a, vec_f64 b) { return vdivq_f64(a, b); }

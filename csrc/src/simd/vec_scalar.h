@@ -21,6 +21,8 @@
  *   v_keep(m, a)              a where the mask is set, +0 elsewhere
  *   v_low_bits_to_exponent    the bits of the float, as an integer, shifted into the exponent field:
  *                             2^(k - bias) where the low bits are k, 0 < k < 2*bias + 1
+ *   v_exponent_f64, v_significand_f64(a)
+ *                             k and m of a = 2^k * m, 1 <= m < 2, for a normal a > 0
  *   v_accumulate(s, a)        adds the lanes of a to the one or two vectors of doubles at s
  *   v_join(s)                 one or two vectors of doubles, rounded, as one vector
  *   v_transpose(v)            as many vectors as one has lanes, as a square matrix
@@ -134,6 +136,20 @@ FSM_INLINE double v_low_bits_to_exponent_f64(double n)
     u <<= 52;
     memcpy(&n, &u, sizeof n);
     return n;
+}
+FSM_INLINE double v_exponent_f64(double a)
+{
+    uint64_t u;
+    memcpy(&u, &a, sizeof u);
+    return (double)(int)(u >> 52) - 1023.0;
+}
+FSM_INLINE double v_significand_f64(double a)
+{
+    uint64_t u;
+    memcpy(&u, &a, sizeof u);
+    u = (u & UINT64_C(0x000fffffffffffff)) | UINT64_C(0x3ff0000000000000);
+    memcpy(&a, &u, sizeof a);
+    return a;
 }
 FSM_INLINE double v_hmax_f64(double a) { return a; }
 FSM_INLINE double v_hsum_f64(double a) { return a; }
