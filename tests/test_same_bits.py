@@ -312,10 +312,17 @@ def test_results_around_the_caches(backend: str, op: str, dtype: str, cols: int)
         assert (np.concatenate(between) == 7).all()
 
 
+#: A logit of which the difference to another may overflow, or nearly does.
+HUGE = {"float32": 1.2e38, "float64": 6e307, "float16": 6e4, "bfloat16": 1.2e38}
+
+
 @EACH_KERNEL
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("cols", [2, 3, 8, 10, 20, 33, 64, 127, 128, 129, 200, 1000, 2048])
+@pytest.mark.parametrize(
+    ("dtype", "cols"),
+    [(d, n) for d in DTYPES[:2] for n in (2, 3, 8, 10, 20, 33, 64, 127, 128, 129, 200, 1000, 2048)]
+    + [(d, n) for d in DTYPES[2:] for n in (20, 33, 128, 129, 1000, 2048)],
+)
 def test_rows_in_flight(backend: str, op: str, dtype: str, cols: int) -> None:
     """Those of rows at one temperature, of which several are treated at a time, few and as many as
     go around the caches. Special rows, rows with one large entry, and rows of which differences of
@@ -327,7 +334,7 @@ def test_rows_in_flight(backend: str, op: str, dtype: str, cols: int) -> None:
         for i, special in enumerate((np.nan, np.inf, -np.inf, 40.0)):
             x[i + 3 :: 11, (5 * i) % cols] = special
         x[2::13] = -np.inf
-        x[37::140, 0] = np.finfo(kind).max / 3
+        x[37::140, 0] = HUGE[dtype]
         # With a temperature for each they are treated one by one, or, the shortest, side by side.
         expected = call(op, x, -1, np.full(rows, 0.7), None)
         for gap, offset in ((0, 0), (0, 4), (1, 15), (5, 2)):
@@ -358,7 +365,7 @@ def test_tiles_in_flight(op: str, dtype: str, n: int) -> None:
         for i, special in enumerate((np.nan, np.inf, -np.inf, 40.0)):
             x[i + 3 :: 151, (5 * i) % n] = special
         x[2::213] = -np.inf
-        x[1::171, 0] = np.finfo(np.float32).max / 3 if dtype != "float16" else 6e4
+        x[1::171, 0] = HUGE[dtype]
         temperature = np.full(rows, 0.7)
         temperature[4::190] = 1e39
         for implementation in (name for name in available() if name.startswith("c")):
@@ -400,7 +407,7 @@ def test_short_rows_side_by_side(backend: str, op: str, dtype: str, n: int) -> N
         for i, special in enumerate((np.nan, np.inf, -np.inf, 40.0)):
             x[i + 3 :: 31, (5 * i) % n] = special
         x[2::43] = -np.inf
-        x[99::1400, 0] = np.finfo(kind).max / 3
+        x[99::1400, 0] = HUGE[dtype]
         expected = call(op, x, -1, np.full(rows, 0.7), None)
         for gap, offset in ((0, 0), (5, 3), (64, 32), (16, 13)):
             memory = np.full(n * (rows + gap) + offset, 7, kind)
