@@ -354,7 +354,7 @@ def test_rows_in_flight(backend: str, op: str, dtype: str, cols: int) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [3, 16, 17, 40, 130, 180, 1000, 2048, 2049, 9000])
+@pytest.mark.parametrize("n", [3, 16, 17, 40, 130, 180, 1000, 2048, 2049, 5000, 9000])
 def test_tiles_in_flight(op: str, dtype: str, n: int) -> None:
     """Rows side by side in memory, which the C library treats in tiles, three at a time: as many as
     go around the caches, and few; with gaps, at places of a line that are not its beginning, and on
@@ -391,6 +391,18 @@ def test_tiles_in_flight(op: str, dtype: str, n: int) -> None:
                     got = call(op, middle, 1, temperature.reshape(3, -1), None)
                     got = got if op == "logsumexp" else got.swapaxes(1, 2)
                     assert same_bits(got.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("dtype", "n"), [("float32", 200_001), ("float64", 100_001)])
+def test_long_rows_side_by_side(op: str, dtype: str, n: int) -> None:
+    """Some of their terms are computed again, as those of rows that lie one behind the other."""
+    x = logits(906, 37, n, dtype)
+    x[3, 5], x[4, -1], x[6, 70_000] = 60.0, 60.0, np.inf
+    for implementation in (i for i in available() if i.startswith("c") and i != "c-scalar"):
+        with using(implementation):
+            expected = call(op, x, -1, 0.7, None)
+            assert same_bits(call(op, np.ascontiguousarray(x.T), 0, 0.7, None).T, expected)
 
 
 @EACH_KERNEL

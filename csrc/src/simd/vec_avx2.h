@@ -9,6 +9,7 @@ typedef __m256d mask_f64;
 #define IN_STEP 4 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+FSM_INLINE void v_prefetch_far(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 FSM_INLINE void v_fence(void) { _mm_sfence(); }
 
 FSM_INLINE mask_f32 v_first_f32(int n)

@@ -9,6 +9,7 @@ typedef __mmask8 mask_f64;
 #define IN_STEP 4 /* exponentials in step: with more of them registers are spilled */
 
 FSM_INLINE void v_prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+FSM_INLINE void v_prefetch_far(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 FSM_INLINE void v_fence(void) { _mm_sfence(); }
 
 FSM_INLINE vec_f32 v_set1_f32(float a) { return _mm512_set1_ps(a); }

@@ -9,6 +9,7 @@ typedef uint64x2_t mask_f64;
 #define IN_STEP 4 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { __builtin_prefetch(p); }
+FSM_INLINE void v_prefetch_far(const void *p) { __builtin_prefetch(p, 0, 2); }
 FSM_INLINE void v_fence(void) {}
 
 FSM_INLINE uint32x4_t v_first_f32(int n)

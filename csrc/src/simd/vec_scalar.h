@@ -64,6 +64,7 @@ FSM_INLINE float v_fma_f32(float a, float b, float c)
 #define IN_STEP 1 /* exponentials in step: as many as the registers hold */
 
 FSM_INLINE void v_prefetch(const void *p) { (void)p; }
+FSM_INLINE void v_prefetch_far(const void *p) { (void)p; }
 FSM_INLINE void v_fence(void) {}
 
 FSM_INLINE float v_set1_f32(float a) { return a; }
