@@ -74,6 +74,10 @@ STREAMED = (LARGE, Shape(64, 32000), MEDIUM, Shape(16384, 128))
 CACHED = (Shape(8, 1000), Shape(1, 32000))
 BOTH = (LARGE, Shape(LARGE.rows, LARGE.cols, peaked=True))
 BOTH_ONES = (ONE, Shape(ONE.rows, ONE.cols, peaked=True))
+COLUMNS = tuple(
+    Shape(n, cols, axis=0)
+    for n, cols in ((10, 400_000), (100, 40_000), (5000, 1024), (32_000, 128))
+)
 THREADED = Shape(64, 32000)  # large enough to be shared at any time,
 CLOSE = Shape(64, 16000)  # and where calls follow one another; x and out fit the caches
 SAMPLE, MIN_P, TOP_P, ALL_FILTERS = FILTERS
@@ -87,6 +91,7 @@ GOALS = (
     Goal("softmax", ONE, "torch(x/T)", 0.35, 0.25),
     Goal("softmax", Shape(100000, 10), "ONNX Runtime", 0.4, 0.2),
     Goal("softmax", Shape(1000, 4096, axis=0), "np.copyto", 1.3, 1.0),
+    *(Goal(op, shape, "np.copyto") for op in ("softmax", "log_softmax") for shape in COLUMNS),
     Goal("softmax", LARGE, "np.multiply in place", 1.15, 1.0, ours=f"{OURS} in place"),
     Goal("softmax", LARGE, "torch(x/T)", 1 / 2.5, 1 / 4, dtype="float16"),
     Goal("softmax", LARGE, "torch(x/T)", 1 / 1.6, 1 / 2, dtype="bfloat16"),
@@ -227,10 +232,10 @@ def _beside_max(op: str, shape: Shape, options: Options) -> float:
     return (ours - BESIDE_MAX[op] * limit) / 1e3
 
 
-def _short_rows(cols: int, options: Options) -> float:
+def _short_rows(op: str, cols: int, options: Options) -> float:
     """Time for an entry of a short row over that for one of a long row."""
     shapes = (Shape(LARGE.size // cols, cols), LARGE)
-    who = contender("softmax", options.backend)
+    who = contender(op, options.backend)
     tasks = {str(s): _task(who, s, _copies(logits(s), options.in_cache)) for s in shapes}
     times = interleaved(tasks, options.rounds, options.sample_ns, options.cpu_time)
     short, long = (_median(times[str(s)]) / s.size for s in shapes)
@@ -268,11 +273,12 @@ FIGURES = (
     ),
     *(
         Figure(
-            f"softmax, an entry in rows of {cols} / in rows of {LARGE.cols}",
-            partial(_short_rows, cols),
+            f"{op}, an entry in rows of {cols} / in rows of {LARGE.cols}",
+            partial(_short_rows, op, cols),
             "x",
             2.0,
         )
+        for op in OPS
         for cols in (2, 3, 4, 7, 10, 20, 32, 64)
     ),
     Figure(f"softmax {CLOSE} in cache: 2 threads / 1", _two_threads, "x", 1 / 1.7),

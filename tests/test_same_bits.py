@@ -337,7 +337,7 @@ def test_rows_in_flight(backend: str, op: str, dtype: str, cols: int) -> None:
         x[37::140, 0] = HUGE[dtype]
         # With a temperature for each they are treated one by one, or, the shortest, side by side.
         expected = call(op, x, -1, np.full(rows, 0.7), None)
-        for gap, offset in ((0, 0), (0, 4), (1, 15), (5, 2)):
+        for gap, offset in ((0, 0), (0, 4), (1, 15), (5, 2))[: 2 if rows == many else 4]:
             width = 1 if op == "logsumexp" else cols
             memory = np.full(rows * (width + gap) + 16, 7, kind)
             space = memory[offset : offset + rows * (width + gap)].reshape(rows, width + gap)
@@ -369,7 +369,7 @@ def test_tiles_in_flight(op: str, dtype: str, n: int) -> None:
         temperature = np.full(rows, 0.7)
         temperature[4::190] = 1e39
         for implementation in (name for name in available() if name.startswith("c")):
-            if implementation == "c-scalar" and x.size > 200 * 2049:
+            if implementation == "c-scalar" and x.size > 200 * 180:
                 continue  # a hundred times as slow, and with the same tiles
             with using(implementation):
                 expected = call(op, x, -1, temperature, None)
@@ -421,7 +421,7 @@ def test_short_rows_side_by_side(backend: str, op: str, dtype: str, n: int) -> N
         x[2::43] = -np.inf
         x[99::1400, 0] = HUGE[dtype]
         expected = call(op, x, -1, np.full(rows, 0.7), None)
-        for gap, offset in ((0, 0), (5, 3), (64, 32), (16, 13)):
+        for gap, offset in ((16, 13), (5, 3), (0, 0), (64, 32))[: 2 if rows == many else 4]:
             memory = np.full(n * (rows + gap) + offset, 7, kind)
             side = memory[offset:].reshape(n, rows + gap)[:, :rows]
             side[...] = x.T
