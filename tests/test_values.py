@@ -196,6 +196,53 @@ def test_flat_rows_of_16_bits(backend: str, name: str) -> None:
         assert_close("logsumexp", logsumexp(x), x)
 
 
+# ---- logits so far apart that their difference overflows
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("shape", [(40, 2), (40, 10), (40, 24), (40, 100), (20, 1000), (3, 5000)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_far_apart(backend: str, dtype: str, shape: tuple[int, int], axis: int) -> None:
+    """x - max overflows from a maximum of half a ULP of the largest number on."""
+    most = float(np.finfo(dtype).max)
+    half_ulp = most * float(np.finfo(dtype).eps) / 4
+    rng = generator("far", *shape, dtype)
+    x = rng.normal(size=shape)
+    tops = [half_ulp / 4, half_ulp, 2 * half_ulp, most / 8, most]
+    for i, row in enumerate(x[1::3]):
+        row[-2:] = [-most, tops[i % len(tops)]]
+    x = np.ascontiguousarray(np.moveaxis(x.astype(dtype), 1, axis))
+    for temperature in (2.0, 1000.0):
+        for op in ("log_softmax", "softmax"):
+            got = call(op, x, axis=axis, temperature=temperature)
+            want = reference(op, x, axis=axis, temperature=temperature)
+            assert_close(op, got, x, want=want)
+    wide = np.moveaxis(np.asarray(x, np.longdouble), axis, 1)
+    got = np.moveaxis(fastsoftmax.log_softmax(x, axis=axis, temperature=2.0), axis, 1)
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got[1::3, -2], (wide[1::3, -2] - wide[1::3].max(1)) / 2, rtol=1e-6)
+
+
+def test_scores_of_what_is_far_apart(backend: str) -> None:
+    most = np.finfo(np.float64).max
+    loss = fastsoftmax.cross_entropy(np.array([most, most]), 0, label_smoothing=0.1)
+    assert loss == pytest.approx(math.log(2))
+    x = np.array([-most, most])
+    assert fastsoftmax.cross_entropy(x, 1, temperature=4.0, label_smoothing=0.5) == pytest.approx(
+        most / 4 * 0.5
+    )
+    assert fastsoftmax.cross_entropy([-math.inf, 0.0], 1, label_smoothing=0.5) == math.inf
+    found = fastsoftmax.moments(np.array([1e200, -1e200]), temperature=1e200)
+    assert found.variance == math.inf
+    assert fastsoftmax.moments(np.array([1e200, 1e200]), temperature=1e200).variance == 0
+    flat, far = np.zeros(2), np.array([most, -most])
+    assert fastsoftmax.kl_divergence(flat, far, q_temperature=4.0) == pytest.approx(most / 4)
+    assert fastsoftmax.kl_divergence(flat, [0.0, -math.inf]) == math.inf
+    rows = np.array([[1.0, 2.0], [most, -most], [0.0, 0.0]])
+    each = [fastsoftmax.kl_divergence(flat, row, q_temperature=4.0) for row in rows]
+    assert fastsoftmax.kl_divergence(np.zeros((3, 2)), rows, q_temperature=4.0).tolist() == each
+
+
 # ---- logarithms near 0
 
 

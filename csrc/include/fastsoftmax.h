@@ -194,7 +194,8 @@ FASTSOFTMAX_API fastsoftmax_status fastsoftmax_logsumexp(const fastsoftmax_batch
                                                          int64_t row_begin, int64_t row_end,
                                                          void *scratch);
 
-/* One row by several threads. A row has fastsoftmax_block_count(batch) blocks, 0 if it is empty:
+/* One row by several threads. A row has fastsoftmax_block_count(batch) blocks, 0 if it is empty or a
+ * call would refuse the batch as BAD_ISA, BAD_DTYPE or BAD_SHAPE:
  *
  *   1. fastsoftmax_reduce_blocks on ranges that make up all blocks, by any threads at once
  *   2. fastsoftmax_merge_blocks, once

@@ -124,7 +124,8 @@ size_t fastsoftmax_scratch_size(const fastsoftmax_batch *batch)
 
 int64_t fastsoftmax_block_count(const fastsoftmax_batch *batch)
 {
-    return (fsm_cols(batch) + BLOCK - 1) / BLOCK;
+    const fsm_kernels *kernels;
+    return check(batch, &kernels) == FASTSOFTMAX_OK ? (fsm_cols(batch) + BLOCK - 1) / BLOCK : 0;
 }
 
 static fastsoftmax_status check_blocks(const fastsoftmax_batch *batch, fastsoftmax_op op,
@@ -134,7 +135,8 @@ static fastsoftmax_status check_blocks(const fastsoftmax_batch *batch, fastsoftm
     const fastsoftmax_status status = check(batch, kernels);
     if (status != FASTSOFTMAX_OK)
         return status;
-    if (begin < 0 || end < begin || end > fastsoftmax_block_count(batch) || row < 0)
+    if (begin < 0 || end < begin || end > fastsoftmax_block_count(batch) || row < 0 ||
+        row >= fsm_rows(batch))
         return FASTSOFTMAX_BAD_SHAPE;
     return check_rows(batch, op, row, row + 1);
 }

@@ -289,7 +289,8 @@ static void make_shape(source *s, test_case *t)
     sh->col_axes = sh->col_axes > MAX_AXES ? 1 : sh->col_axes;
     if (t->op >= CONTIGUOUS && t->op < TOKEN_LOGPROBS)
         sh->row_axes = sh->col_axes = 1;
-    int64_t left = pick(s, 32) == 0 ? MOST : MOST / 10; /* many executions see more */
+    const int64_t kind = pick(s, 256); /* many executions see more than large ones */
+    int64_t left = kind == 0 ? 4 * MOST : kind < 8 ? MOST : MOST / 10;
     for (int i = sh->row_axes + sh->col_axes - 1; i >= 0; --i) {
         const int last = i == sh->row_axes - 1 || i == sh->row_axes + sh->col_axes - 1;
         sh->size[i] = last ? make_size(s, left) : pick(s, 24) == 0 ? 0 : 1 + pick(s, 4);

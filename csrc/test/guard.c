@@ -1,7 +1,8 @@
 /* Every operation, instruction set and dtype on rows of every length up to 300 and around the blocks,
  * with each array in memory of its own that ends where a page begins that nobody may touch, then with
  * each beginning where such a page ends: one entry read or written too far ends the test, which says
- * in which case. (Prefetches do no harm there.) For POSIX. */
+ * in which case. (Prefetches do no harm there.) And short rows of which each has such a page behind it.
+ * For POSIX. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <signal.h>
@@ -68,12 +69,13 @@ static const variant variants[] = {
 };
 
 static operation op;
-static int isa, x_dtype, out_dtype, cols, which;
+static int isa, x_dtype, out_dtype, cols, which, rows_apart; /* the latter instead of a variant */
 
 static void report(int number)
 {
     char text[256];
-    const variant *v = &variants[which];
+    const variant apart = {rows_apart, IN_ROWS, 0, 0, 0};
+    const variant *v = rows_apart ? &apart : &variants[which];
     const int n = snprintf(text, sizeof text,
                            "signal %d: %s, %s, dtypes %s and %s, %d rows of %d, layout %d%s%s%s, "
                            "buffers at the %s of their pages\n",
@@ -254,12 +256,72 @@ static void run_case(void)
     }
 }
 
+/* Rows of up to 40 entries, each at the end of a page of its own. */
+static long check_rows_apart(void)
+{
+    enum { APART = 70, MOST = 40 };
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    char *memory[2]; /* logits and results */
+    long cases = 0;
+    for (int i = 0; i < 2; ++i) {
+        memory[i] = (char *)mmap(NULL, 2 * APART * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory[i] == MAP_FAILED) {
+            perror("mmap");
+            exit(2);
+        }
+        for (int r = 0; r < APART; ++r)
+            if (mprotect(memory[i] + 2 * (size_t)r * page, page, PROT_READ | PROT_WRITE) != 0) {
+                perror("mprotect");
+                exit(2);
+            }
+    }
+    const double temperature = 0.7;
+    at_end = 1;
+    rows_apart = APART;
+    for (cols = 1; cols <= MOST; ++cols)
+        for (x_dtype = 0; x_dtype < DTYPES; ++x_dtype)
+            for (int o = WHOLE_ROWS; o < BY_BLOCKS; ++o)
+                for (isa = 0; isa < ISAS; ++isa) {
+                    if (!fastsoftmax_has_isa((fastsoftmax_isa)isa))
+                        continue;
+                    const size_t size = fsm_size_of((fastsoftmax_dtype)x_dtype);
+                    const int64_t row = (int64_t)(2 * page / size);
+                    const fastsoftmax_axis axes[2] = {{APART, row, row, 0, 0}, {cols, 1, 1, 0, 0}};
+                    arguments a;
+                    memset(&a, 0, sizeof a);
+                    op = (operation)o;
+                    out_dtype = x_dtype;
+                    a.rows = a.row_cut = APART;
+                    a.cols = cols;
+                    a.batch.x_dtype = a.batch.out_dtype = (fastsoftmax_dtype)x_dtype;
+                    a.batch.row_axes = a.batch.col_axes = 1;
+                    a.batch.axes = axes;
+                    a.batch.temperature = &temperature;
+                    a.batch.x = memory[0] + page - (size_t)cols * size;
+                    a.batch.out = memory[1] + page - (size_t)cols * size;
+                    for (int r = 0; r < APART; ++r)
+                        for (int c = 0; c < cols; ++c)
+                            put((void *)(uintptr_t)a.batch.x, r * row + c, x_dtype, uniform());
+                    void *scratch =
+                        place(SCRATCH, scratch_bytes(op, &a, (fastsoftmax_isa)isa), 64);
+                    if (run_operation(op, &a, (fastsoftmax_isa)isa, scratch, scratch) !=
+                        FASTSOFTMAX_OK) {
+                        fprintf(stderr, "a call was refused: ");
+                        report(0);
+                    }
+                    ++cases;
+                }
+    rows_apart = 0;
+    return cases;
+}
+
 int main(void)
 {
     long cases = 0;
     build_fences();
     signal(SIGSEGV, report);
     signal(SIGBUS, report);
+    cases += check_rows_apart();
     static const int far[] = {511, 513, 1025, 2047, 2048, 2049, LONGEST};
     const int lengths = 301 + (int)(sizeof far / sizeof *far);
     for (int l = 0; l < lengths; ++l) {

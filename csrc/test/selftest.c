@@ -295,6 +295,11 @@ static void check_refusals(void)
         if (fastsoftmax_softmax(&batch, 0, 1, NULL) != FASTSOFTMAX_BAD_SHAPE)
             fail("a product that overflows", 0, batch.row_axes, 0, 0, 0);
     }
+    if (fastsoftmax_block_count(&batch) != 0)
+        fail("the blocks of what is refused", 0, 0, 0, 0, 0);
+    if (fastsoftmax_reduce_blocks(&good, FASTSOFTMAX_OP_SOFTMAX, INT64_MAX, 0, 1, NULL, NULL) !=
+        FASTSOFTMAX_BAD_SHAPE)
+        fail("a row outside the batch", 0, 0, 0, 0, 0);
     if (fastsoftmax_contiguous(FASTSOFTMAX_OP_SOFTMAX, FASTSOFTMAX_ISA_SCALAR, FASTSOFTMAX_F32, large,
                                large, x.bytes, 1.0, got.bytes, NULL) != FASTSOFTMAX_BAD_SHAPE)
         fail("a product that overflows without a batch", 0, 0, 0, 0, 0);
@@ -303,8 +308,28 @@ static void check_refusals(void)
             fail("the output of what is refused", 0, 0, i, 0, 0);
 }
 
+/* The mean log-probability without that of any token: of the logits 0, 1, 2 it is -log(1 + e^-1 + e^-2)
+ * - 1. */
+static void check_mean(void)
+{
+    static const float logits[3] = {0.0f, 1.0f, 2.0f};
+    static const double one = 1.0;
+    const fastsoftmax_axis axes[2] = {{1, 3, 3, 3, 0}, {3, 1, 1, 1, 0}};
+    const fastsoftmax_batch batch = {FASTSOFTMAX_ISA_SCALAR, FASTSOFTMAX_F32, FASTSOFTMAX_F32, 1, 1,
+                                     axes, logits, NULL, &one, NULL, NULL, 0, NULL};
+    double mean = 0.0;
+    const size_t size = fastsoftmax_scoring_scratch_size(&batch, 0);
+    char *memory = (char *)malloc(size + 64);
+    void *scratch = (void *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+    if (fastsoftmax_token_logprobs(&batch, NULL, 0, NULL, NULL, &mean, 0, 1, scratch) !=
+            FASTSOFTMAX_OK ||
+        fabs(mean + 1.0 + log(1.0 + exp(-1.0) + exp(-2.0))) > 1e-7)
+        fail("a mean without tokens", 0, 0, 3, 0, 0);
+    free(memory);
+}
+
 /* The hash that every instruction set of every architecture comes to. */
-#define HASH UINT64_C(0x5cdd41220aaf5244)
+#define HASH UINT64_C(0xe67d95144a58b41c)
 
 int main(void)
 {
@@ -327,6 +352,7 @@ int main(void)
             got.bytes[0] != 7)
             fail("a bad temperature", 0, 0, 4, 0, 0);
     check_refusals();
+    check_mean();
     if (hash != HASH) {
         printf("the hash of all results is %016llx; it must be %016llx\n", (unsigned long long)hash,
                (unsigned long long)HASH);

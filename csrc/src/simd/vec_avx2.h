@@ -1,4 +1,6 @@
 /* The SIMD vocabulary on AVX2, FMA and F16C. What each word means: see vec_scalar.h. */
+#include "eighths.h"
+
 typedef __m256 vec_f32;
 typedef __m256d vec_f64;
 typedef __m256 mask_f32;
@@ -86,9 +88,12 @@ FSM_INLINE vec_f32 v_select_f32(mask_f32 m, vec_f32 a, vec_f32 b)
 {
     return _mm256_blendv_ps(b, a, m);
 }
-FSM_INLINE vec_f32 v_low_bits_to_exponent_f32(vec_f32 n)
+FSM_INLINE vec_f32 v_power_f32(vec_f32 n)
 {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 23));
+    const __m256i u = _mm256_castps_si256(n);
+    const __m256i part =
+        _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)fsm_eighths), u);
+    return _mm256_castsi256_ps(_mm256_add_epi32(part, _mm256_slli_epi32(u, 20)));
 }
 FSM_INLINE float v_hmax_f32(vec_f32 a)
 {
@@ -140,7 +145,7 @@ FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b)
 {
     return _mm256_blendv_pd(b, a, m);
 }
-FSM_INLINE vec_f64 v_low_bits_to_exponent_f64(vec_f64 n)
+FSM_INLINE vec_f64 v_power_f64(vec_f64 n)
 {
     return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(n), 52));
 }

@@ -1,4 +1,6 @@
 /* The SIMD vocabulary on AVX-512 (F, DQ, BW, VL) and F16C. What each word means: see vec_scalar.h. */
+#include "eighths.h"
+
 typedef __m512 vec_f32;
 typedef __m512d vec_f64;
 typedef __mmask16 mask_f32;
@@ -81,9 +83,11 @@ FSM_INLINE vec_f32 v_select_f32(mask_f32 m, vec_f32 a, vec_f32 b)
 {
     return _mm512_mask_blend_ps(m, b, a);
 }
-FSM_INLINE vec_f32 v_low_bits_to_exponent_f32(vec_f32 n)
+FSM_INLINE vec_f32 v_power_f32(vec_f32 n)
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(n), 23));
+    const __m512i u = _mm512_castps_si512(n);
+    const __m512i part = _mm512_permutexvar_epi32(u, _mm512_loadu_si512(fsm_eighths));
+    return _mm512_castsi512_ps(_mm512_add_epi32(part, _mm512_slli_epi32(u, 20)));
 }
 FSM_INLINE float v_hmax_f32(vec_f32 a) { return _mm512_reduce_max_ps(a); }
 
@@ -127,7 +131,7 @@ FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b)
 {
     return _mm512_mask_blend_pd(m, b, a);
 }
-FSM_INLINE vec_f64 v_low_bits_to_exponent_f64(vec_f64 n)
+FSM_INLINE vec_f64 v_power_f64(vec_f64 n)
 {
     return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(n), 52));
 }

@@ -1,4 +1,6 @@
 /* The SIMD vocabulary on 64-bit Arm's NEON. What each word means: see vec_scalar.h. */
+#include "eighths.h"
+
 typedef float32x4_t vec_f32;
 typedef float64x2_t vec_f64;
 typedef uint32x4_t mask_f32;
@@ -86,9 +88,15 @@ FSM_INLINE vec_f32 v_keep_f32(mask_f32 m, vec_f32 a)
     return vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(a)));
 }
 FSM_INLINE vec_f32 v_select_f32(mask_f32 m, vec_f32 a, vec_f32 b) { return vbslq_f32(m, a, b); }
-FSM_INLINE vec_f32 v_low_bits_to_exponent_f32(vec_f32 n)
+FSM_INLINE vec_f32 v_power_f32(vec_f32 n)
 {
-    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(n), 23));
+    const uint32x4_t u = vreinterpretq_u32_f32(n);
+    const uint8x16x2_t table = {{vreinterpretq_u8_u32(vld1q_u32(fsm_eighths)),
+                                 vreinterpretq_u8_u32(vld1q_u32(fsm_eighths + 4))}};
+    const uint32x4_t bytes = /* of entry u % 8 */
+        vmlaq_n_u32(vdupq_n_u32(0x03020100), vandq_u32(u, vdupq_n_u32(7)), 0x04040404);
+    const uint8x16_t part = vqtbl2q_u8(table, vreinterpretq_u8_u32(bytes));
+    return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_u8(part), vshlq_n_u32(u, 20)));
 }
 FSM_INLINE float v_hmax_f32(vec_f32 a) { return vmaxnmvq_f32(a); }
 
@@ -138,7 +146,7 @@ FSM_INLINE vec_f64 v_keep_f64(mask_f64 m, vec_f64 a)
     return vreinterpretq_f64_u64(vandq_u64(m, vreinterpretq_u64_f64(a)));
 }
 FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b) { return vbslq_f64(m, a, b); }
-FSM_INLINE vec_f64 v_low_bits_to_exponent_f64(vec_f64 n)
+FSM_INLINE vec_f64 v_power_f64(vec_f64 n)
 {
     return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(n), 52));
 }

@@ -19,8 +19,8 @@
  *                             on to the places from `to` on, to <= from, in all three arrays; whole
  *                             vectors may be read and written. Returns how many
  *   v_keep(m, a)              a where the mask is set, +0 elsewhere
- *   v_low_bits_to_exponent    the bits of the float, as an integer, shifted into the exponent field:
- *                             2^(k - bias) where the low bits are k, 0 < k < 2*bias + 1
+ *   v_power(n)                2^(k - bias), bias that of an exponent, where the low bits of n are
+ *                             PARTS*k, 1 < k < 2*bias; for floats times the factor of eighths.h
  *   v_exponent_f64, v_significand_f64(a)
  *                             k and m of a = 2^k * m, 1 <= m < 2, for a normal a > 0
  *   v_accumulate(s, a)        adds the lanes of a to the one or two vectors of doubles at s
@@ -36,6 +36,8 @@
  *   v_hsum_f64                lane j + lane j + LANES/2, and so on, halving
  *   s_fma                     v_fma_f64 on a single double
  */
+#include "eighths.h"
+
 typedef float vec_f32;
 typedef double vec_f64;
 typedef int mask_f32;
@@ -96,11 +98,11 @@ FSM_INLINE uint32_t v_bits_f32(int m) { return (uint32_t)m; }
 FSM_INLINE int v_count_f32(int m) { return m; }
 FSM_INLINE float v_keep_f32(int m, float a) { return m ? a : 0.0f; }
 FSM_INLINE float v_select_f32(int m, float a, float b) { return m ? a : b; }
-FSM_INLINE float v_low_bits_to_exponent_f32(float n)
+FSM_INLINE float v_power_f32(float n)
 {
     uint32_t u;
     memcpy(&u, &n, sizeof u);
-    u <<= 23;
+    u = fsm_eighths[u % 8] + (u << 20);
     memcpy(&n, &u, sizeof n);
     return n;
 }
@@ -130,7 +132,7 @@ FSM_INLINE uint32_t v_bits_f64(int m) { return (uint32_t)m; }
 FSM_INLINE int v_count_f64(int m) { return m; }
 FSM_INLINE double v_keep_f64(int m, double a) { return m ? a : 0.0; }
 FSM_INLINE double v_select_f64(int m, double a, double b) { return m ? a : b; }
-FSM_INLINE double v_low_bits_to_exponent_f64(double n)
+FSM_INLINE double v_power_f64(double n)
 {
     uint64_t u;
     memcpy(&u, &n, sizeof u);

@@ -360,6 +360,17 @@ def _finite_sum(source, size, number):
     return sum_lanes(total + other, splat(0.0))[0], sum_counts(count)
 
 
+@_jit
+def _mean(batch, row, unmasked, work, number):
+    """The mean of the `unmasked` entries that are not masked, where their sum overflows."""
+    kept_apart()
+    mean = 0.0
+    for i in range(_field(batch, COLS)):
+        if not _is_masked(batch, row, i):
+            mean += _entry_value(batch, row, i, work, number) / unmasked
+    return mean
+
+
 @_cached_jit
 def token_logprobs(
     workspace, row_state, table, ids, count, logprobs, ranks, mean, values, begin, end
@@ -433,7 +444,10 @@ def token_logprobs(
             elif finite < unmasked or (scale.kind != FINITE and scored.rest + 1.0 < unmasked):
                 result = -np.inf
             elif scale.kind == FINITE:
-                result = _log_probability(total / unmasked, scale, scored.top, scored.log_sum)
+                middle = total / unmasked
+                if not abs(middle) < np.inf:
+                    middle = _mean(batch, row, unmasked, work, number)
+                result = _log_probability(middle, scale, scored.top, scored.log_sum)
             else:
                 result = 0.0 - scored.log_sum
             poke(mean + 8 * r, result)
@@ -839,7 +853,10 @@ def moments(workspace, row_state, table, out, sums, begin, end):
         mean = first / zeroth
         poke(result, np.nan if t == 0.0 else top / t + scored.log_sum)
         poke(result + 8, top + mean)
-        poke(result + 16, max(second / zeroth - mean * mean, 0.0))
+        variance = second / zeroth - mean * mean
+        if variance != variance:  # infinity less infinity
+            variance = np.inf
+        poke(result + 16, max(variance, 0.0))
         poke(result + 24, scored.log_sum - (mean / t if scale.kind == FINITE else 0.0))
 
 
