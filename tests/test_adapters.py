@@ -86,6 +86,22 @@ def test_generate_draws_with_sample(model: object) -> None:
     np.testing.assert_array_equal(alone[0], ids[1])
 
 
+@pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
+def test_penalties_of_each_row(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from fastsoftmax.adapters.transformers import SamplingProcessor
+
+    scores = generator("penalties").normal(size=(2, VOCAB)).astype("f4")
+    ids = np.argsort(-scores)[:, :3]
+    for values in ([1.0, 9.0], [1.0, 1.0]):
+        want = fastsoftmax.sample(scores, seed=1, step=3, history=ids, **{name: values}, top_k=5)
+        for given in (np.array(values), torch.tensor(values)):
+            processor = SamplingProcessor(**{name: given}, seed=1, top_k=5)
+            got = processor(torch.tensor(ids), torch.tensor(scores))
+            np.testing.assert_array_equal(got.argmax(1), want.ids)
+
+
 def test_generate_has_the_same_distribution(model: object) -> None:
     """As many first tokens from both as make a difference visible."""
     from fastsoftmax.adapters.transformers import SamplingProcessor

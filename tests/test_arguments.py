@@ -258,6 +258,22 @@ def test_temperatures_of_other_types(op: str, bad: object) -> None:
         call(op, logits(3, 4), temperature=bad)
 
 
+@EACH_OP
+def test_temperatures_that_float64_does_not_hold(op: str) -> None:
+    """No warning of NumPy comes before the error."""
+    x = logits(3, 4)
+    with pytest.raises(TypeError, match=r"temperature is 1000.*; it must be real"):
+        call(op, x, temperature=10**400)
+    if np.finfo(np.longdouble).maxexp > 1024:
+        assert same_bits(
+            call(op, x, temperature=np.longdouble("1e4000")), call(op, x, temperature=np.inf)
+        )
+        with pytest.raises(ValueError, match=r"temperature is -inf"):
+            call(op, x, temperature=np.longdouble("-1e4000"))
+    with pytest.raises(ValueError, match="temperature is nan"):
+        call(op, x, temperature=np.array([1, NAN, 1], float_type("bfloat16")))
+
+
 # ---- where
 
 
@@ -333,6 +349,20 @@ def test_masks_must_be_bool(op: str, dtype: object) -> None:
 def test_masks_that_do_not_fit(op: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=rf"(?s)where.*{re.escape(str(shape))}"):
         call(op, logits(3, 4), where=np.ones(shape, bool))
+
+
+@EACH_OP
+def test_masked_arrays_are_refused(op: str) -> None:
+    """NumPy would give their data and lose the mask."""
+    x = np.ma.array(logits(3, 4), mask=np.eye(3, 4, dtype=bool))
+    with pytest.raises(TypeError, match=r"x is a masked array; pass x\.data, .*getmaskarray"):
+        call(op, x)
+    out = np.ma.array(call(op, x.data))
+    for t in (1.0, [1.0, 2.0, 3.0]):
+        with pytest.raises(TypeError, match="out is a masked array"):
+            call(op, x.data, temperature=t, out=out)
+    with pytest.raises(TypeError, match="temperature is a masked array"):
+        call(op, x.data, temperature=np.ma.array([1.0, 2.0, 3.0]))
 
 
 # ---- out

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,19 @@ sys.exit(_cli.main())
 
 
 # From inside
+
+
+def test_the_handler_of_signals_is_put_back(source: Path, target: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert _cli.main(["softmax", str(source), str(target)]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_in_another_thread(source: Path, target: Path, x: np.ndarray) -> None:
+    """Which may not handle signals."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_cli.main, ["softmax", str(source), str(target)]).result() == 0
+    assert np.load(target).shape == x.shape
 
 
 def check_error(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.special
 from numpy.testing import assert_allclose, assert_array_equal
-from test_cli import refused, run
+from test_cli import check_error, refused, run
 
 import fastsoftmax
 from fastsoftmax import _cli
@@ -179,6 +179,37 @@ def test_sample_of_one_row_and_of_nothing_to_draw(tmp_path: Path, main: Main, ca
     np.save(tmp_path / "x.npy", np.array([[0.0, np.nan]]))
     assert main(["sample", str(tmp_path / "x.npy")]) == 0
     assert capsys.readouterr().out == "-1\tnan\n"
+
+
+def test_sample_of_no_rows(tmp_path: Path, main: Main, capsys) -> None:
+    out = tmp_path / "drawn.npz"
+    for shape in ((0, 4), (2, 0, 4), (0, 3, 4)):
+        np.save(tmp_path / "x.npy", np.empty(shape, "f4"))
+        assert main(["sample", str(tmp_path / "x.npy")]) == 0
+        assert capsys.readouterr().out == ""
+        assert main(["sample", str(tmp_path / "x.npy"), "-o", str(out)]) == 0
+        with np.load(out) as got:
+            assert got["ids"].shape == got["logprobs"].shape == shape[:-1]
+
+
+@pytest.mark.parametrize("command", ["score", "sample"])
+def test_output_in_no_directory(
+    command: str, source: Path, tokens: Path, tmp_path: Path, main: Main, capsys, monkeypatch
+) -> None:
+    """That is said before the work."""
+    monkeypatch.setattr(_cli, "_over", None)
+    files = [source, tokens] if command == "score" else [source]
+    check_error(capsys, main, (command, *files, "-o", tmp_path / "no" / "out"), "cannot write")
+
+
+def test_nobody_reads_to_the_end(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((50_000, 2), "f4"))  # lines for more than a pipe holds
+    args = [sys.executable, "-m", "fastsoftmax", "sample", str(tmp_path / "x.npy"), "-t", "0"]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline().split() == [b"0", b"0"]
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_sample_refuses(source: Path, tmp_path: Path) -> None:

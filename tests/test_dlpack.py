@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import weakref
 from typing import Any
 
@@ -215,6 +216,14 @@ def test_bfloat16(backend: str, op: str, versioned: bool) -> None:
     assert same_bits(out, call(op, x))
 
 
+def test_bfloat16_without_ml_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    made = Made(np.zeros((3, 4), np.uint16))
+    for kwargs in ({"x": made}, {"x": logits(3, 4), "dtype": "bfloat16"}):
+        with pytest.raises(ImportError, match=r"install it: pip install \"fastsoftmax\[bfloat16\]"):
+            softmax(**kwargs)
+
+
 def test_no_strides_are_those_of_c_order() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     x = logits(3, 4).astype(ml_dtypes.bfloat16)
@@ -391,6 +400,19 @@ def test_torch_tensors_with_gradients(torch: Any, name: str) -> None:
         with pytest.raises(TypeError, match=rf"{name} requires grad.*{name}\.detach\(\)"):
             softmax(**arguments)
     assert softmax(tensor.detach()).shape == (3, 4)
+
+
+@pytest.mark.parametrize("name", ["x", "temperature", "out"])
+def test_torch_tensors_that_are_negated_views(torch: Any, name: str) -> None:
+    """Of memory with the other sign, which the capsule does not tell."""
+    arguments: dict[str, Any] = {"x": torch.ones(2)}
+    negated = torch.tensor([1 + 2j, 3 + 1j]).conj().imag
+    arguments[name] = negated
+    with pytest.raises(TypeError, match=rf"{name} is a negated.*{name}\.resolve_neg\(\)"):
+        softmax(**arguments)
+    assert torch.equal(softmax(negated.resolve_neg()), softmax(torch.tensor([-2.0, -1.0])))
+    with pytest.raises(TypeError, match=r"logits\.resolve_neg\(\)"):
+        fastsoftmax.entropy(negated)
 
 
 def test_torch_tensors_elsewhere(torch: Any) -> None:

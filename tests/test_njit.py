@@ -281,9 +281,41 @@ def test_wrong_types() -> None:
         (njit.entropy, (x, 1.0, out[:, 0]), "out is"),
         (njit.topk_logprobs, (x, 1.0, ids, out), "logprobs is"),
         (njit.topk_logprobs, (x, 1.0, ids.T, np.empty((2, 3))), "ids is"),
+        (njit.token_logprobs, (x, ids, 1.0, np.ones((3, 2)), np.ones((3, 2))), "ranks is"),
     ]:
         with pytest.raises(TypingError, match=message):
             function(*args)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_read_only_outputs(kernels: str) -> None:
+    """Kernels write to addresses: a store into a read-only map would end the process."""
+    f = module_of(kernels)
+
+    def frozen(a: np.ndarray) -> np.ndarray:
+        a.flags.writeable = False
+        return a
+
+    x, u = logits(3, 5), frozen(np.zeros((3, 2)))
+    ids, logprobs, ranks = np.zeros((3, 2), int), np.zeros((3, 2)), np.zeros((3, 2), int)
+    fixed_ids, fixed_logprobs, fixed_ranks = (frozen(a.copy()) for a in (ids, logprobs, ranks))
+    filters = (1.0, 0, 1.0, 0.0)
+    for function, args, name in [
+        (f.softmax, (x, 1.0, frozen(x.copy())), "out"),
+        (f.log_softmax, (x, 1.0, frozen(x.copy())), "out"),
+        (f.logsumexp, (x, 1.0, frozen(np.empty(3, "f4"))), "out"),
+        (f.entropy, (x, 1.0, frozen(np.empty(3))), "out"),
+        (f.token_logprobs, (x, ids, 1.0, fixed_logprobs, ranks), "logprobs"),
+        (f.token_logprobs, (x, ids, 1.0, logprobs, fixed_ranks), "ranks"),
+        (f.topk_logprobs, (x, 1.0, fixed_ids, logprobs), "ids"),
+        (f.topk_logprobs, (x, 1.0, ids, fixed_logprobs), "logprobs"),
+        (f.sample, (x, u, *filters, fixed_ids, logprobs), "ids"),
+        (f.sample, (x, u, *filters, ids, fixed_logprobs), "logprobs"),
+    ]:
+        with pytest.raises(TypingError, match=f"{name} is .*; it must be writeable"):
+            function(*args)
+    f.token_logprobs(x, fixed_ids, 1.0, logprobs, ranks)  # which only reads the ids
+    assert (ranks > 0).all()
 
 
 def test_wrong_masks_and_lists() -> None:
@@ -395,6 +427,9 @@ def test_the_public_functions() -> None:
     ):
         with pytest.raises(TypingError, match="in jitted code"):
             numba.njit(call)(x)
+    out.flags.writeable = False
+    with pytest.raises(TypingError, match=r"out is .*; it must be writeable"):
+        numba.njit(lambda x, out: fastsoftmax.softmax(x, out=out))(x, out)
 
 
 def test_the_entry_point() -> None:

@@ -681,6 +681,18 @@ def test_logit_bias_of_each_row() -> None:
     assert sample(x, logit_bias=bias, temperature=0, where=where).ids[2] != 7
 
 
+@EACH_DTYPE
+def test_edits_are_rounded_to_the_type_of_the_arithmetic(dtype: str) -> None:
+    """What rounds away breaks no tie."""
+    x, small = np.ones((1, 2)), 1e-17 if dtype == "float64" else 1e-9
+    x = x.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    penalty = {"history": [[0]], "presence_penalty": small}
+    for edit in ({"logit_bias": {1: small}}, penalty):
+        assert sample(x, temperature=0, **edit).ids == [0]
+        got = filtered_logprobs(x, **edit)
+        assert got.logprobs[0] == got.logprobs[1]
+
+
 HISTORY = [[1, 5, 5, 9, 5], [0, 0, 2, -1, -1], [-1, -1, -1, -1, -1]]
 HISTORIES = {
     "padded": HISTORY,
@@ -847,6 +859,13 @@ def test_memory() -> None:
 # ---- errors
 
 
+def test_top_k_beyond_int64_is_no_limit() -> None:
+    x = make((2, 10))
+    want = filtered_logprobs(x)
+    for k in (2**70, np.uint64(2**63 + 5), np.array([2**64 - 1, 2**63], "u8"), np.uint8(10)):
+        assert_array_equal(filtered_logprobs(x, top_k=k).offsets, want.offsets)
+
+
 def test_errors() -> None:
     x = make((2, 3, 10))
     for name, bad, message in (
@@ -889,6 +908,8 @@ def test_errors() -> None:
             sample(x, **{name: bad})
     for name, bad, message in (
         ("top_k", 1.5, "top_k has dtype float64; it must be an integer"),
+        ("top_k", None, "top_k is None; it must be an integer"),
+        ("top_k", [2**70], r"top_k is \[1180591620717411303424\]; it must be an integer"),
         ("top_p", "a", "top_p has dtype"),
         ("seed", 1.5, r"seed is 1\.5; it must be an integer"),
         ("seed", [[0.5] * 3] * 2, r"seed is 0\.5; it must be an integer"),

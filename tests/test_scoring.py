@@ -868,8 +868,15 @@ def test_errors() -> None:
         moments(x, temperature=0)
     with pytest.raises(ValueError, match=r"temperature has shape \(4,\)"):
         entropy(x, temperature=[1.0] * 4)
-    with pytest.raises(ValueError, match="where has shape"):
+    for t in (-1.0, [[1.0, NAN, 3.0]] * 2):
+        with pytest.raises(ValueError, match=r"q_temperature is (-1\.0|nan)"):
+            kl_divergence(x, x, q_temperature=t)
+    with pytest.raises(ValueError, match=r"where has shape .* that of logits, \(2, 3, 10\)"):
         entropy(x, where=np.ones(9, bool))
+    with pytest.raises(TypeError, match="logits is a masked array"):
+        entropy(np.ma.array(x))
+    with pytest.raises(TypeError, match="targets is None; it must be an integer"):
+        cross_entropy(x, None)
     with pytest.raises(TypeError, match="where has dtype"):
         entropy(x, where=np.ones(10))
     with pytest.raises(TypeError, match="token_bitmask has dtype int64; it must be int32"):

@@ -232,6 +232,17 @@ def test_tiny_temperature(op: str, dtype: str, temperature: float) -> None:
 
 
 @EACH_DTYPE
+def test_logsumexp_at_a_tiny_temperature_does_not_count_the_maxima(dtype: str) -> None:
+    tiny = 1e-39 if dtype == "float32" else 1e-310
+    for length in (2, 40, 3000):
+        x = np.zeros((2, length), dtype=dtype)
+        x[1] = tiny
+        np.testing.assert_array_equal(
+            logsumexp(x, temperature=tiny), (x[:, 0].astype("f8") / tiny).astype(dtype)
+        )
+
+
+@EACH_DTYPE
 def test_temperatures_between_the_extremes(dtype: str) -> None:
     """Temperatures near the ends of the type's range that do count as they are."""
     info = np.finfo(dtype)

@@ -224,6 +224,41 @@ def test_layouts_dtypes_and_out(dtype: str) -> None:
     assert same_bits(turned[:, ::-1].copy(), p)
 
 
+def test_out_may_overlap_the_masks() -> None:
+    x = make((3, 5))
+    mask = generator("overlap").random((3, 5)) < 0.6
+    want = fed(x, [(0, 5)], mask).normalize(x, where=mask)
+    memory = np.zeros(60, "u1")
+    out, where = memory.view("f4").reshape(3, 5), memory[:15].view(bool).reshape(3, 5)
+    bits = memory[:12].view("i4").reshape(3, 1)
+    for name, place, given in (("where", where, mask), ("token_bitmask", bits, pack(mask))):
+        place[...] = given
+        state = SoftmaxState()
+        state.update(x, **{name: place})
+        assert state.normalize(x, out, **{name: place}) is out
+        assert same_bits(out, want)
+
+
+def test_token_ids_are_copied() -> None:
+    x, ids = make((2, 10)), np.array([3, 7])
+    state = SoftmaxState(token_ids=ids)
+    state.update(x[:, :5])
+    ids[:] = 0
+    state.update(x[:, 5:])
+    want = fed(x, [(0, 5), (5, 10)], token_ids=[3, 7])
+    assert_allclose(state.token_logprobs(), want.token_logprobs(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "temperature"), [("float32", 1e-39), ("float64", 1e-310), ("float64", 1e-320)]
+)
+def test_logsumexp_at_a_temperature_that_counts_as_zero(dtype: str, temperature: float) -> None:
+    """It is max/T, however many maxima there are."""
+    x = np.array([[0, 0, 0, -1], [temperature] * 4], dtype)
+    got = fed(x, cuts(4, "ones"), temperature=temperature).logsumexp()
+    assert_array_equal(got, (x[:, 0].astype("f8") / temperature).astype(dtype))
+
+
 def test_tensors_of_torch() -> None:
     torch = pytest.importorskip("torch")
     x = make((3, 40))
@@ -306,7 +341,7 @@ def test_errors() -> None:
         state.normalize(x[:, None])
     with pytest.raises(TypeError, match="chunk has dtype complex128"):
         state.update(x.astype(complex))
-    with pytest.raises(ValueError, match="where has shape"):
+    with pytest.raises(ValueError, match=r"where has shape \(3,\).* that of chunk, \(2, 10\)"):
         state.update(x, where=np.ones(3, bool))
     with pytest.raises(ValueError, match="start is -1; it must not be negative"):
         state.update(x, start=-1)

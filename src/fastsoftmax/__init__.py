@@ -1,4 +1,5 @@
-"""Temperature softmax, log-softmax and log-sum-exp of batches of logits, at memory speed."""
+"""Softmax, log-probabilities, scores and samples of batches of logits, with temperature, at memory
+speed."""
 
 from fastsoftmax._api import log_softmax, logsumexp, softmax
 from fastsoftmax._api._sampling import FilteredLogprobs, Sample, filtered_logprobs, sample

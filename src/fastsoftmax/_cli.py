@@ -1,4 +1,7 @@
-"""The command line: a .npy file of logits in, a .npy file of results out, in constant memory."""
+"""The command line: a file of logits in, a file or lines of results out, chunk by chunk.
+
+What is as large as the logits is never in memory; `score` and `sample` hold some numbers a row.
+"""
 
 import argparse
 import errno
@@ -7,6 +10,7 @@ import mmap
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -128,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, or 130 after an interrupt.
+        The exit status: 0, 130 after an interrupt, or 1 if nobody reads the output to its end.
 
     Raises
     ------
@@ -137,23 +141,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.command == "info":
-        fastsoftmax.show_config()
-        return 0
-    if args.command == "config":
-        both = not (args.cflags or args.libs)
-        try:
-            print(_embed.flags(cflags=args.cflags or both, libs=args.libs or both))
-        except fastsoftmax.BackendUnavailableError as exc:
-            parser.error(str(exc))
-        return 0
+    commands = {"info": _info, "config": _config, "score": _score, "sample": _sample}
     try:
-        # So that a run that is told to stop removes its temporary file, too.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        {"score": _score, "sample": _sample}.get(args.command, _convert)(args, parser.error)
+        with _exit_when_terminated():
+            commands.get(args.command, _convert)(args, parser.error)
+        print(end="", flush=True)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # What is left in the buffer would fail again when the interpreter flushes it.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return 1
     return 0
+
+
+@contextmanager
+def _exit_when_terminated() -> Iterator[None]:
+    """So that a run that is told to stop removes its temporary file, too."""
+    # No other thread may set a handler, and one that is not Python's could not be put back.
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGTERM) is None:
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _info(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None:
+    """Print versions and settings."""
+    fastsoftmax.show_config()
+
+
+def _config(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None:
+    """Print the flags to build with."""
+    both = not (args.cflags or args.libs)
+    try:
+        print(_embed.flags(cflags=args.cflags or both, libs=args.libs or both))
+    except fastsoftmax.BackendUnavailableError as exc:
+        error(str(exc))
 
 
 def _convert(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None:
@@ -201,16 +230,15 @@ def _score(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None:
         here: Any = (*index[: losses.ndim], ...)
         losses[here] = token_losses(logits, ids[here], args.temperature)
 
-    def work() -> None:
-        _over(x, score, args.quiet)
-
     if args.output is None:
-        work()
+        _over(x, score, args.quiet)
     else:
-        with _replaced(args.output, (args.input, args.targets), error) as temporary:
-            work()
-            with open(temporary, "xb") as file:
-                np.save(file, losses.astype(probe.dtype))
+        with (
+            _replaced(args.output, (args.input, args.targets), error) as temporary,
+            open(temporary, "xb") as file,  # before the work: it may not be possible
+        ):
+            _over(x, score, args.quiet)
+            np.save(file, losses.astype(probe.dtype))
     count = int(np.count_nonzero(ids >= 0))
     loss = losses.sum() / count if count else math.nan
     with np.errstate(over="ignore"):
@@ -241,7 +269,7 @@ def _sample(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None:
         index = index[: ids.ndim]
         here: Any = (*index, ...)
         first = tuple(i.start or 0 for i in index) + (0,) * (ids.ndim - len(index))
-        row = int(np.ravel_multi_index(first, ids.shape)) if first else 0
+        row = int(np.ravel_multi_index(first, ids.shape)) if first and ids.size else 0
         ids[here], logprobs[here] = sample_rows(logits, seed=seed, first_row=row, **kwargs)
 
     if args.output is None:
@@ -249,10 +277,12 @@ def _sample(args: argparse.Namespace, error: Callable[[str], NoReturn]) -> None:
         for token, logprob in zip(ids.flat, logprobs.flat, strict=True):
             print(f"{token}\t{logprob + 0.0:.9g}")  # no negative zero
         return
-    with _replaced(args.output, (args.input,), error) as temporary:
+    with (
+        _replaced(args.output, (args.input,), error) as temporary,
+        open(temporary, "xb") as file,
+    ):
         _over(x, draw, args.quiet)
-        with open(temporary, "xb") as file:
-            np.savez(file, ids=ids, logprobs=logprobs)
+        np.savez(file, ids=ids, logprobs=logprobs)
 
 
 @contextmanager

@@ -76,11 +76,30 @@ def as_array(value: Any, name: str) -> Array:
         return value
     if _dlpack.speaks(value):
         return _dlpack.as_ndarray(value, name)
+    # NumPy imports np.ma when it is first asked for: only arrays of another class are.
+    if isinstance(value, np.ndarray) and isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array; pass {name}.data, and mask logits by "
+            "where=~np.ma.getmaskarray(...)"
+        )
     try:
         return np.asarray(value)
     except Exception as cause:  # of NumPy, or of what the value is made of
         kind = next((k for k in (ValueError, MemoryError) if isinstance(cause, k)), TypeError)
         raise kind(f"{name} is {shown(value)}; it cannot be read as an array: {cause}") from cause
+
+
+def wrong_dtype(value: Any, array: Array, name: str, wanted: str) -> TypeError:
+    """The error for a value that is an array of a wrong type; that of objects tells nothing."""
+    if array.dtype == np.object_:
+        return TypeError(f"{name} is {shown(value)}; it must be {wanted}, and fit a dtype")
+    return TypeError(f"{name} has dtype {array.dtype}; it must be {wanted}")
+
+
+def as_float64(array: Array) -> NDArray[np.float64]:
+    """Real numbers in float64; those of wider types may overflow, and NaN stays NaN in silence."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return array.astype(np.float64, copy=False)
 
 
 def as_logits(x: ArrayLike) -> tuple[Array, np.dtype[Any]]:
@@ -122,9 +141,7 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     except Exception:  # of lists in lists without end
         text = ""
     if text in ("bfloat16", "torch.bfloat16"):
-        import ml_dtypes
-
-        dtype = ml_dtypes.bfloat16
+        dtype = _dlpack.bfloat16_dtype()
     try:
         result: np.dtype[Any] = np.dtype(dtype)
     except Exception:  # of all kinds, for all that is no type
@@ -166,7 +183,7 @@ def as_temperature(
     """The temperatures, with as many dimensions as the shape; each has its length or is 1."""
     array = as_array(temperature, name)
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name} has dtype {array.dtype}; it must be real")
+        raise wrong_dtype(temperature, array, name, "real")
     kept = tuple(1 if i in axes else n for i, n in enumerate(shape))
     removed = tuple(n for i, n in enumerate(shape) if i not in axes)
     if array.ndim == len(shape):
@@ -178,23 +195,23 @@ def as_temperature(
             f"{name} has shape {array.shape}; it must broadcast against {kept}, "
             f"or with fewer dimensions against {removed}"
         )
-    if array.size:
-        lowest = float(array.min())
+    values = np.ascontiguousarray(as_float64(array))  # at least one-dimensional
+    if values.size:
+        lowest = float(values.min())
         if not lowest >= 0.0:
             raise ValueError(f"{name} is {lowest}; it must be >= 0 and not NaN")
         if lowest == 0.0 and not allow_zero:
             raise ValueError(f"{name} is 0.0; logsumexp has no limit there, it must be > 0")
         if lowest == 0.0:
-            array = np.abs(array)  # -0.0 is 0
-    values = np.ascontiguousarray(array, np.float64)  # at least one-dimensional
+            values = np.abs(values)  # -0.0 is 0
     if array.ndim != len(shape):
         given = iter(full)
         full = tuple(1 if i in axes else next(given) for i in range(len(shape)))
     return values.reshape(full)
 
 
-def as_where(where: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """The mask, of the shape of the logits."""
+def as_where(where: ArrayLike, shape: tuple[int, ...], name: str = "x") -> NDArray[np.bool_]:
+    """The mask, of the shape of the logits, which are called `name`."""
     array = as_array(where, "where")
     if array.dtype != np.bool_:
         raise TypeError(f"where has dtype {array.dtype}; it must be bool")
@@ -202,5 +219,5 @@ def as_where(where: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
         return np.broadcast_to(array, shape)
     except ValueError:
         raise ValueError(
-            f"where has shape {array.shape}; it must broadcast against x's, {shape}"
+            f"where has shape {array.shape}; it must broadcast against that of {name}, {shape}"
         ) from None

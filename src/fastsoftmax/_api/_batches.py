@@ -50,11 +50,7 @@ def run(
         out[...] = op.masked
         return
     apart = out
-    if (
-        (_overlap(x, out) and not _same_memory(x, out))
-        or _overlap(temperature, out)
-        or (where is not None and _overlap(where, out))
-    ):
+    if clash(x, out, temperature, where):
         apart = np.empty(out.shape, _native(out.dtype))
     backend = _backends.current()
     batch, rows = make(op, x, axes, temperature, where, apart)
@@ -133,6 +129,14 @@ def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _readable(a: Array) -> bool:
     """Whether kernels can work on an array where it lies."""
     return a.dtype.isnative and a.flags.aligned and a.dtype.kind not in "biu"
+
+
+def clash(x: Array, out: Array, *others: Array | None) -> bool:
+    """Whether what is written to `out` may be read afterwards: it may be x's very memory, but must
+    overlap nothing else."""
+    return (_overlap(x, out) and not _same_memory(x, out)) or any(
+        other is not None and _overlap(other, out) for other in others
+    )
 
 
 def _same_memory(a: Array, b: Array) -> bool:

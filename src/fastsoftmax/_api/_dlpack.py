@@ -81,6 +81,8 @@ def as_ndarray(array: Any, name: str) -> Array:
     """
     if getattr(array, "requires_grad", False):
         raise TypeError(f"{name} requires grad; it must not: pass {name}.detach()")
+    if getattr(array, "is_neg", None) and array.is_neg():  # which no capsule tells
+        raise TypeError(f"{name} is a negated view of memory; pass {name}.resolve_neg()")
     try:
         device, number = map(int, array.__dlpack_device__())
     except Exception as cause:
@@ -146,10 +148,18 @@ def _read(capsule: Any, name: str) -> Array:
             result = np.asarray(_Memory(capsule, interface))
         except (TypeError, ValueError) as cause:
             raise TypeError(f"{name} cannot be read through DLPack: {cause}") from cause
-    if bfloat16:
-        import ml_dtypes
+    return result.view(bfloat16_dtype()) if bfloat16 else result
 
-        return result.view(ml_dtypes.bfloat16)
+
+def bfloat16_dtype() -> np.dtype[Any]:
+    """The type that NumPy does not have."""
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError as cause:
+        raise ImportError(
+            'bfloat16 needs ml_dtypes; install it: pip install "fastsoftmax[bfloat16]"'
+        ) from cause
+    result: np.dtype[Any] = np.dtype(bfloat16)
     return result
 
 

@@ -342,7 +342,8 @@ repetition_penalty, presence_penalty, frequency_penalty
 
     Notes
     -----
-    This is a sparse matrix in CSR form: ``scipy.sparse.csr_array((logprobs, ids, offsets))``.
+    This is a sparse matrix in CSR form:
+    ``scipy.sparse.csr_array((logprobs, ids, offsets), shape=(rows, vocab))``.
 
     Examples
     --------

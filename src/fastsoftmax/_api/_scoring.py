@@ -202,7 +202,9 @@ def cross_entropy(
     Notes
     -----
     The numbers of ``torch.nn.functional.cross_entropy(logits / temperature, targets)``, but what is
-    needed beyond the logits is one number a row. A target of probability 0 has an infinite loss.
+    needed beyond the logits is one number a row. Of logits of more than two axes PyTorch has the
+    classes on axis 1, (N, C, d); here they are on the last one. Targets are tokens; probabilities
+    of classes are not supported. A target of probability 0 has an infinite loss.
 
     References
     ----------
@@ -296,8 +298,9 @@ def token_logprobs(
     Returns
     -------
     TokenLogprobs
-        ``(logprobs, ranks, top_ids, top_logprobs)``, the first two of the shape of `token_ids`, the
-        others of shape (..., top_n), as of `topk_logprobs`, or None where `top_n` is 0.
+        ``(logprobs, ranks, top_ids, top_logprobs)``, the first two of the shape that `token_ids`
+        has after broadcasting, the others of shape (..., top_n), as of `topk_logprobs`, or None
+        where `top_n` is 0.
 
     Raises
     ------
@@ -569,6 +572,7 @@ def kl_divergence(
         where,
         token_bitmask,
         name="q_logits",
+        temperature_name="temperature" if q_temperature is None else "q_temperature",
     )
     out = np.empty(p.rows)
     backend = _backends.current()
@@ -701,6 +705,9 @@ def openai_logprobs(
 
     Raises
     ------
+    TypeError
+        If `result` is no TokenLogprobs, `token_ids` are no integers, or `decode` is no function or
+        returns neither str nor bytes.
     ValueError
         If the shapes are not those of one sequence, or a log-probability is NaN.
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsoftmax import _backends
-from fastsoftmax._api import _arguments, _dlpack, _vocab
+from fastsoftmax._api import _arguments, _batches, _dlpack, _vocab
 from fastsoftmax._api._scoring import TopK
 from fastsoftmax._backends._protocol import Batch
 
@@ -82,9 +82,11 @@ class SoftmaxState:
         self.shape: tuple[int, ...] | None = None
         self._temperature = t
         self._k = _vocab.as_count("k", k)
-        self._token_ids = None if token_ids is None else _vocab.as_ids("token_ids", token_ids)
-        if self._token_ids is not None and (self._token_ids < 0).any():
-            _vocab.check_range("token_ids", self._token_ids, _LAST)
+        ids = None if token_ids is None else _vocab.as_ids("token_ids", token_ids)
+        if ids is not None and (ids < 0).any():
+            _vocab.check_range("token_ids", ids, _LAST)
+        # A copy, as of the temperature: the caller's array may change.
+        self._token_ids = None if ids is None else np.array(ids)
         self._next = 0
 
     def _begin(self, logits: _vocab.Logits) -> None:
@@ -247,11 +249,16 @@ class SoftmaxState:
         with np.errstate(all="ignore"):
             # A difference could overflow; quarters are exact there.
             z = np.where(np.abs(top) > 1e300, (values / 4 - top / 4) / (t / 4), (values - top) / t)
-            # log2(e)/T overflows in the arithmetic of the kernels.
-            cold = t * float(np.finfo(dtype).max) < np.log2(np.e)
-            z = np.where(cold, np.where(values == top, 0.0, -np.inf), z)
+            z = np.where(self._cold(dtype), np.where(values == top, 0.0, -np.inf), z)
             z = np.where(np.isinf(t), np.where(values > -np.inf, 0.0, -np.inf), z)
         return z
+
+    def _cold(self, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+        """The temperatures that count as 0, (rows, 1): log2(e)/T overflows in the arithmetic of the
+        kernels."""
+        with np.errstate(over="ignore"):
+            cold: NDArray[np.bool_] = self._t * float(np.finfo(dtype).max) < np.log2(np.e)
+        return cold
 
     def _weights(self, maximum: Float64, top: Float64, dtype: np.dtype[Any]) -> Float64:
         with np.errstate(under="ignore"):
@@ -299,7 +306,8 @@ class SoftmaxState:
             raise ValueError("temperature is 0.0; logsumexp has no limit there, it must be > 0")
         with np.errstate(over="ignore", invalid="ignore"):
             term = np.where(np.isinf(t), 0.0, self._maximum / t)
-        value = np.where(np.isfinite(self._maximum), term + np.log1p(self._rest), self._maximum)
+        log_sum = np.where(self._cold(self._dtype)[:, 0], 0.0, np.log1p(self._rest))
+        value = np.where(np.isfinite(self._maximum), term + log_sum, self._maximum)
         return self._finish(value.reshape(shape))
 
     def topk_logprobs(self) -> TopK:
@@ -386,14 +394,8 @@ class SoftmaxState:
         else:
             dtype = x.dtype.newbyteorder("=") if _arguments.is_float(x.dtype) else np.float64
             result = _dlpack.empty(x.shape, np.dtype(dtype))
-        place, apart = result, False
-        if np.may_share_memory(result, x):
-            apart = not (
-                result.dtype == x.dtype
-                and result.strides == x.strides
-                and result.ctypes.data == x.ctypes.data
-            )
-        if apart:
+        place = result
+        if _batches.clash(x, result, checked.where, checked.bitmask):
             place = np.empty(x.shape, result.dtype.newbyteorder("="))
         backend = _backends.current()
         direct = place.dtype.isnative and place.flags.aligned and checked.readable
@@ -407,6 +409,6 @@ class SoftmaxState:
                 place[checked.index(some)] = target[begin:end]
 
         _vocab.run((checked,), call, copied=not direct)
-        if apart:
+        if place is not result:
             np.copyto(result, place)
         return _dlpack.returned(result, checked.foreign) if out is None else out

@@ -225,7 +225,7 @@ def as_logits(
         array.shape[-1],
         dtype,
         t,
-        None if where is None else _arguments.as_where(where, array.shape),
+        None if where is None else _arguments.as_where(where, array.shape, name),
         None if token_bitmask is None else _as_bitmask(token_bitmask, array.shape),
         foreign,
     )
@@ -271,7 +271,7 @@ def as_ids(name: str, ids: ArrayLike) -> Array:
     if array.dtype.kind not in "iu":
         if array.size == 0 and array.dtype == np.float64:  # an empty list
             return array.astype(np.int64)
-        raise TypeError(f"{name} has dtype {array.dtype}; it must be an integer")
+        raise _arguments.wrong_dtype(ids, array, name, "an integer")
     return array
 
 
@@ -295,11 +295,16 @@ def per_row(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLik
     kinds = "iu" if np.dtype(dtype).kind == "i" else "biuf"
     if array.dtype.kind not in kinds and array.dtype.name != "bfloat16":
         wanted = "an integer" if kinds == "iu" else "real"
-        raise TypeError(f"{name} has dtype {array.dtype}; it must be {wanted}")
+        raise _arguments.wrong_dtype(value, array, name, wanted)
     try:
         full = np.broadcast_to(array, shape)
     except ValueError:
         raise ValueError(
             f"{name} has shape {array.shape}; it must broadcast against the rows, {shape}"
         ) from None
+    if kinds == "biuf":
+        full = _arguments.as_float64(full)
+    elif array.dtype.kind == "u":
+        # What int64 does not hold would turn negative; its largest number is as good here.
+        full = np.minimum(full, np.uint64(2**63 - 1))
     return np.ascontiguousarray(full, dtype=dtype).reshape(-1)

@@ -197,8 +197,10 @@ def use_backend(name: str, *, isa: str | None = None) -> Iterator[None]:
     chosen = _load(name)
     if isa is not None:
         if name != "c" or isa not in c_isas():
-            choices = ", ".join(c_isas()) if name == "c" else "left out but for the C backend"
-            raise ValueError(f"isa is {reprlib.repr(isa)}; it must be one of {choices}")
+            wanted = f"one of {', '.join(c_isas())}" if name == "c" else "None"
+            raise ValueError(
+                f"isa is {reprlib.repr(isa)}; for the {name} backend it must be {wanted}"
+            )
         from fastsoftmax._backends._c import CBackend
 
         chosen = CBackend(isa)

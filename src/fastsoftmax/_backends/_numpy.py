@@ -18,17 +18,21 @@ Array = NDArray[np.floating]
 Result = Any  # a row, or a number
 
 
+def _cold(row: Array, temperature: float) -> bool:
+    """Whether a temperature counts as 0: log2(e)/T overflows in the arithmetic of the kernels."""
+    arithmetic = np.float32 if row.dtype.char == "d" else np.float64
+    return bool(temperature * float(np.finfo(arithmetic).max) < np.log2(np.e))
+
+
 def _ready(row: Array, temperature: float) -> tuple[Any, Array]:
     """A row's maximum, and its differences from it over the temperature.
 
-    A temperature so small that its reciprocal overflows is taken as 0. Logits are quartered, which
-    is exact, where the difference of two of them could overflow.
+    Logits are quartered, which is exact, where the difference of two of them could overflow.
     """
     top: Any = row.max()
-    arithmetic = np.float32 if row.dtype.char == "d" else np.float64
     if np.isinf(temperature):
         z = np.where(row > -np.inf, 0.0, -np.inf)
-    elif temperature * float(np.finfo(arithmetic).max) < np.log2(np.e):
+    elif _cold(row, temperature):
         z = np.where(row == top, 0.0, -np.inf)
     else:
         z = (row - top) / temperature
@@ -70,6 +74,8 @@ def logsumexp(row: Array, temperature: float) -> Result:
     top, z = _ready(row, temperature)
     if np.isinf(temperature):
         return _log_sum(z)
+    if _cold(row, temperature):
+        return top / temperature + 0.0  # no negative zero
     return top / temperature + _log_sum(z)
 
 

@@ -29,15 +29,14 @@ def _unmasked(batch: Batch, row: int) -> NDArray[np.bool_]:
     return unmasked
 
 
-def _edited(values: Wide, edits: Edits, row: int) -> Wide:
-    """A row with its edits made."""
+def _edited(x: Array, edits: Edits, row: int) -> Array:
+    """A row with its edits made, in float64 and rounded to the type of the arithmetic."""
     here = slice(edits.offsets[row], edits.offsets[row + 1])
     ids, penalty = edits.ids[here], edits.penalty[here]
+    result = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
     with np.errstate(all="ignore"):
-        y = values[ids] + edits.bias[here]
-        y = np.where(y > 0, y / penalty, y * penalty) - edits.reduction[here]
-    result = values.copy()
-    result[ids] = y
+        y = x[ids].astype(np.float64) + edits.bias[here]
+        result[ids] = np.where(y > 0, y / penalty, y * penalty) - edits.reduction[here]
     return result
 
 
@@ -59,9 +58,8 @@ class _Row:
     def __init__(self, batch: Batch, row: int, arithmetic: type | None = None) -> None:
         x = batch.x[_row_index(batch, row)].ravel()
         self.unmasked = _unmasked(batch, row)
-        values = x.astype(np.longdouble if x.dtype == np.float64 else np.float64)
-        if batch.edits is not None:
-            values = _edited(values, batch.edits, row)
+        edited = x if batch.edits is None else _edited(x, batch.edits, row)
+        values = edited.astype(np.longdouble if x.dtype == np.float64 else np.float64)
         self.values = np.where(self.unmasked, values, -np.inf)
         self.top = self.values.max(initial=-np.inf)
         self.temperature = float(batch.temperature[_row_index(batch, row)])

@@ -50,7 +50,7 @@ class Edits:
 
 @dataclass(slots=True)
 class Filters:
-    """What `sample` and `filtered` leave of each row: C-contiguous arrays, one number per row.
+    """What is left of each row to draw from: C-contiguous arrays, one number per row.
 
     The filters apply one after the other to the entries ordered from the largest logit down, those
     of equal logits by ascending id. That order does not depend on the temperature, so each filter
@@ -94,7 +94,7 @@ class Batch:
         too). Entry v is masked where bit v % 32 of word v // 32 is not set. With `where`, an entry
         is masked if either masks it. Only for the methods that score and sample.
     edits : Edits, optional
-        Only for `sample` and `filtered`.
+        Only for `sample`, `count_survivors` and `survivors`.
     """
 
     x: Array
@@ -331,7 +331,7 @@ class Backend(Protocol):
     def reduce(self, batch: Batch, maximum: Float64, rest: Float64, begin: int, end: int) -> None:
         """Each row as (maximum, rest), which merge associatively.
 
-        log-sum-exp is maximum/T + log1p(rest).
+        log-sum-exp is maximum/T + log1p(rest); maximum/T alone at a temperature that counts as 0.
 
         Parameters
         ----------

@@ -38,6 +38,12 @@ def address(a):
     return np.int64(a.ctypes.data)
 
 
+def _check_writeable(name, array):
+    # Kernels write to addresses, of which nothing else knows that they are read-only.
+    if not array.mutable:
+        raise TypingError(f"{name} is {array}; it must be writeable")
+
+
 # --------------------------------------------------------------------------------------------------
 # Logits
 
@@ -222,6 +228,7 @@ def _overload_check_rows(x, out):
     _check_logits(x)
     if not (isinstance(out, types.Array) and (out.ndim, out.dtype) == (x.ndim, x.dtype)):
         raise TypingError(f"out is {out}; it must be an array like the logits, which are {x}")
+    _check_writeable("out", out)
     return lambda x, out: None
 
 
@@ -275,6 +282,7 @@ def _has_output(x, out, dtype):
     if x.ndim == 1 and is_none(out):
         return False
     if x.ndim == 2 and isinstance(out, types.Array) and (out.ndim, out.dtype) == (1, dtype):
+        _check_writeable("out", out)
         return True
     raise TypingError(
         f"out is {out}; for a row it must be left out, for a batch be a 1-D array of {dtype}"
@@ -310,19 +318,24 @@ def _overload_returned(results, out):
 # Single entries
 
 
-def _check_entries(x, ids, numbers, more):
-    """Types of ids, and of numbers beside them."""
+def _check_entries(x, ids, logprobs, ranks, uniforms):
+    """Types and shapes of ids, and of numbers beside them, of which some are left out."""
     raise NotImplementedError
 
 
 @overload(_check_entries)
-def _overload_check_entries(x, ids, numbers, more):
+def _overload_check_entries(x, ids, logprobs, ranks, uniforms):
     _check_logits(x)
-    kinds = (("ids", ids, types.int64), ("logprobs", numbers, types.float64))
-    if not is_none(more):
-        dtype = more.dtype if more.dtype in (types.int64, types.float64) else types.float64
-        kinds += (("the third array", more, dtype),)
-    for name, array, dtype in kinds:
+    # With ranks the ids are given; without they are an output.
+    kinds = [
+        ("ids", ids, types.int64, is_none(ranks)),
+        ("logprobs", logprobs, types.float64, True),
+        ("ranks", ranks, types.int64, True),
+        ("uniforms", uniforms, types.float64, False),
+    ]
+    for name, array, dtype, written in kinds:
+        if name in ("ranks", "uniforms") and is_none(array):
+            continue
         if not (
             isinstance(array, types.Array)
             and (array.ndim, array.layout, array.dtype) == (x.ndim, "C", dtype)
@@ -330,24 +343,33 @@ def _overload_check_entries(x, ids, numbers, more):
             raise TypingError(
                 f"{name} is {array}; it must be a contiguous {x.ndim}-D array of {dtype}"
             )
+        if written:
+            _check_writeable(name, array)
 
-    def check(x, ids, numbers, more):
+    def check(x, ids, logprobs, ranks, uniforms):
         rows, _, _, _ = layout(x)
-        if numbers.shape != ids.shape or (x.ndim == 2 and ids.shape[0] != rows):
+        if logprobs.shape != ids.shape or (x.ndim == 2 and ids.shape[0] != rows):
             raise ValueError("ids and logprobs must have one shape, with a row for each of logits")
-
-    def check_all(x, ids, numbers, more):
-        _check_entries(x, ids, numbers, None)
-        if more.shape != ids.shape:
+        if not (_has_shape(ranks, ids.shape) and _has_shape(uniforms, ids.shape)):
             raise ValueError("uniforms or ranks must have the shape of ids")
 
-    return check if is_none(more) else check_all
+    return check
+
+
+def _has_shape(a, shape):
+    """Whether an array has a shape, or is left out."""
+    raise NotImplementedError
+
+
+@overload(_has_shape)
+def _overload_has_shape(a, shape):
+    return (lambda a, shape: True) if is_none(a) else (lambda a, shape: a.shape == shape)
 
 
 @jit
-def entries(x, temperature, ids, logprobs, more, where, token_bitmask):
-    """The table for an operation on single entries, with a third array or None."""
-    _check_entries(x, ids, logprobs, more)
+def entries(x, temperature, ids, logprobs, ranks, where, token_bitmask):
+    """The table for log-probabilities; with `ranks` the ids are given, without they are written."""
+    _check_entries(x, ids, logprobs, ranks, None)
     return batch(x, temperature, where, token_bitmask)
 
 
@@ -674,7 +696,7 @@ def draws(
 ):
     """The table for draws, with the filters of all rows behind it from `SIZE` on, and the largest
     top-k that is one."""
-    _check_entries(x, ids, logprobs, uniforms)
+    _check_entries(x, ids, logprobs, None, uniforms)
     _check_parameters(filters, penalties)
     _check_edits(x, logit_bias, history)
     rows, cols, _, _ = layout(x)

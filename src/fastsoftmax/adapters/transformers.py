@@ -74,7 +74,12 @@ class SamplingProcessor(LogitsProcessor):
             "logit_bias": logit_bias,
         }
         self.seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
-        self._penalised = (repetition_penalty, presence_penalty, frequency_penalty) != (1, 0, 0)
+        penalties = (repetition_penalty, presence_penalty, frequency_penalty)
+        # One for each row counts as a penalty whatever it holds: with a history it may be none.
+        self._penalised = not all(
+            isinstance(penalty, int | float) and penalty == off
+            for penalty, off in zip(penalties, (1, 0, 0), strict=True)
+        )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores of which one a row is 0 and all others are -infinity."""
