@@ -154,8 +154,8 @@ typedef struct fastsoftmax_batch {
  *             its log-sum-exp -infinity. Masked entries stay what a masked entry gets even there.
  * Special temperatures: 0, and one so small that log2(e)/temperature overflows in the arithmetic:
  *             the mass is shared evenly by the entries equal to the maximum; fastsoftmax_logsumexp
- *             gives max/temperature. Infinity: uniform over the entries above -infinity; the log-sum-exp
- *             is the logarithm of their number.
+ *             gives max/temperature. Infinity: uniform over the entries above -infinity; the
+ *             log-sum-exp is the logarithm of their number.
  * Caches      Outputs of 4 MB and more are written around them where the hardware can.
  */
 
