@@ -122,10 +122,16 @@ size_t fastsoftmax_scratch_size(const fastsoftmax_batch *batch)
     return check(batch, &kernels) == FASTSOFTMAX_OK ? kernels->scratch_size(fsm_cols(batch)) : 0;
 }
 
+/* Of a batch that has been checked. */
+static int64_t count_blocks(const fastsoftmax_batch *batch)
+{
+    return (fsm_cols(batch) + BLOCK - 1) / BLOCK;
+}
+
 int64_t fastsoftmax_block_count(const fastsoftmax_batch *batch)
 {
     const fsm_kernels *kernels;
-    return check(batch, &kernels) == FASTSOFTMAX_OK ? (fsm_cols(batch) + BLOCK - 1) / BLOCK : 0;
+    return check(batch, &kernels) == FASTSOFTMAX_OK ? count_blocks(batch) : 0;
 }
 
 static fastsoftmax_status check_blocks(const fastsoftmax_batch *batch, fastsoftmax_op op,
@@ -135,7 +141,7 @@ static fastsoftmax_status check_blocks(const fastsoftmax_batch *batch, fastsoftm
     const fastsoftmax_status status = check(batch, kernels);
     if (status != FASTSOFTMAX_OK)
         return status;
-    if (begin < 0 || end < begin || end > fastsoftmax_block_count(batch) || row < 0 ||
+    if (begin < 0 || end < begin || end > count_blocks(batch) || row < 0 ||
         row >= fsm_rows(batch))
         return FASTSOFTMAX_BAD_SHAPE;
     return check_rows(batch, op, row, row + 1);
@@ -172,7 +178,7 @@ fastsoftmax_status fastsoftmax_write_blocks(const fastsoftmax_batch *batch, fast
         check_blocks(batch, op, row, block_begin, block_end, &kernels);
     /* What is written once, with the first block, is not for a thread that has no block. */
     if (status == FASTSOFTMAX_OK &&
-        (block_begin < block_end || fastsoftmax_block_count(batch) == 0))
+        (block_begin < block_end || count_blocks(batch) == 0))
         kernels->write_blocks(batch, op, row, block_begin, block_end, shared, scratch);
     return status;
 }
