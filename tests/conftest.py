@@ -38,15 +38,17 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n 2` one process does all that Numba compiles, so that it is compiled once; else the
-    tests of a function stay together."""
+    """With `-n 2` one process does all that Numba compiles, so that it is compiled once, but for
+    functions of callers; else the tests of a function stay together."""
     if config.getoption("dist") != "load":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            compiled = any(word in nodeid for word in ("numba", "njit", "many_threads"))
+            if "njit" in nodeid:
+                return "njit"
+            compiled = "numba" in nodeid or "many_threads" in nodeid
             return "numba" if compiled else nodeid.partition("[")[0]
 
     return Scheduler(config, log)

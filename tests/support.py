@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,11 @@ import fastsoftmax._backends
 
 DATA = Path(__file__).parent / "data"
 
-IMPLEMENTATIONS = ("numpy", "numba", "c-avx512", "c-avx2", "c-neon", "c-scalar")
+X86 = platform.machine() in ("x86_64", "AMD64")
+ARM = platform.machine() in ("aarch64", "arm64")
+# The instruction sets of this architecture, from the best down: what FASTSOFTMAX_ISA may be.
+CAPS = ("avx512", "avx2", "scalar") if X86 else ("neon", "scalar") if ARM else ("scalar",)
+IMPLEMENTATIONS = ("numpy", "numba", *(f"c-{isa}" for isa in CAPS))
 
 
 def _seed() -> int:

@@ -85,44 +85,44 @@ SCORING = ("token_logprobs", "topk", "moments", "kl_divergence", "reduce", "norm
 SAMPLING = ("sample", "survivors")
 
 
+def listings(warmup: str, dtypes: list[str], kernels: dict[str, list[str]]) -> dict[str, str]:
+    """The code of each kernel and type; {} where one came from a cache, which has no listing."""
+    for dtype in dtypes:
+        getattr(backend(), warmup)(np.dtype(dtype))
+    functions = {
+        name: getattr(import_module(f"fastsoftmax._numba.{module}"), name)
+        for module, names in kernels.items()
+        for name in names
+    }
+    if any(function.stats.cache_hits for function in functions.values()):
+        return {}
+    return {
+        f"{name} {next(kind for kind in signature if hasattr(kind, 'dtype')).dtype}": text
+        for name, function in functions.items()
+        for signature, text in function.inspect_asm().items()
+    }
+
+
+def _listings(cache: Path, *what: Any) -> dict[str, str]:
+    """Of this process, where that compiled them, or of one that does."""
+    script = f"from test_numba import listings; print(json.dumps(listings(*{what!r})))"
+    return listings(*what) or python(
+        script, NUMBA_CACHE_DIR=str(cache), PYTHONPATH=str(Path(__file__).parent)
+    )
+
+
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The code of each kernel and type. Only what was compiled here has a listing."""
-    return python(
-        f"""
-import numpy as np
-from fastsoftmax import _backends
-from fastsoftmax._numba import kernels
-for dtype in (np.float32, np.float64):
-    _backends.current().warmup_normalizers(dtype)
-print(json.dumps({{
-    f"{{name}} {{next(kind for kind in signature if hasattr(kind, 'dtype')).dtype}}": text
-    for name in {KERNELS!r}
-    for signature, text in getattr(kernels, name).inspect_asm().items()
-}}))
-""",
-        NUMBA_CACHE_DIR=str(tmp_path_factory.mktemp("cache")),
+    cache = tmp_path_factory.mktemp("cache")
+    return _listings(
+        cache, "warmup_normalizers", ["float32", "float64"], {"kernels": list(KERNELS)}
     )
 
 
 @pytest.fixture(scope="module")
 def scoring_assembly(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The same of the kernels that score and sample, for float32."""
-    return python(
-        f"""
-import numpy as np
-from fastsoftmax import _backends
-from fastsoftmax._numba import sampling, scoring
-_backends.current().warmup_scoring(np.float32)
-print(json.dumps({{
-    name: text
-    for module, names in ((scoring, {SCORING!r}), (sampling, {SAMPLING!r}))
-    for name in names
-    for text in getattr(module, name).inspect_asm().values()
-}}))
-""",
-        NUMBA_CACHE_DIR=str(tmp_path_factory.mktemp("cache")),
-    )
+    kernels = {"scoring": list(SCORING), "sampling": list(SAMPLING)}
+    return _listings(tmp_path_factory.mktemp("cache"), "warmup_scoring", ["float32"], kernels)
 
 
 def _has_fma() -> bool:
@@ -160,7 +160,7 @@ def test_no_function_of_the_mathematical_library(
 def test_scoring_calls_no_mathematical_library(scoring_assembly: dict[str, str], name: str) -> None:
     """But for the logarithm of a share of the mass, from which how far down to look follows."""
     allowed = {"log"} if name in SAMPLING else set()
-    assert _mathematical_functions(scoring_assembly[name]) <= allowed
+    assert _mathematical_functions(scoring_assembly[f"{name} float32"]) <= allowed
 
 
 def _bodies(text: str) -> dict[str, str]:
@@ -222,7 +222,7 @@ def test_all_is_done_on_vectors(assembly: dict[str, str], name: str, dtype: str)
 def test_scoring_is_done_on_vectors(
     scoring_assembly: dict[str, str], kernel: str, function: str, instructions: list[str]
 ) -> None:
-    body = _bodies(scoring_assembly[kernel])[function]
+    body = _bodies(scoring_assembly[f"{kernel} float32"])[function]
     for instruction in instructions:
         assert re.search(rf"\b{instruction}[a-z]?\s", body), instruction
     assert not re.search(r"\bvfn?madd\d+s[sd]\s", body)

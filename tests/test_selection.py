@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import available, same_bits, using, why_not
+from support import CAPS, X86, available, same_bits, using, why_not
 
 import fastsoftmax
 from fastsoftmax import BackendUnavailableError, available_backends, backend, use_backend
@@ -25,9 +25,6 @@ NAMES = ("c", "numba", "numpy")
 REASONS = available_backends()
 needs_c = pytest.mark.skipif(REASONS["c"] is not None, reason=f"c: {REASONS['c']}")
 needs_numba = pytest.mark.skipif(REASONS["numba"] is not None, reason=f"numba: {REASONS['numba']}")
-X86 = platform.machine() in ("x86_64", "AMD64")
-ARM = platform.machine() in ("aarch64", "arm64")
-CAPS = ("avx512", "avx2", "scalar") if X86 else ("neon", "scalar") if ARM else ("scalar",)
 FOREIGN = tuple({"avx512", "avx2", "neon", "scalar"} - set(CAPS))
 
 # Prefixes for scripts: a module that cannot be imported. The C module needs _cffi_backend to load.
