@@ -92,7 +92,7 @@ FSM_INLINE vec_f32 v_power_f32(vec_f32 n)
 {
     const __m256i u = _mm256_castps_si256(n);
     const __m256i part =
-        _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)fsm_eighths), u);
+        _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)fsm_eighths_f32), u);
     return _mm256_castsi256_ps(_mm256_add_epi32(part, _mm256_slli_epi32(u, 20)));
 }
 FSM_INLINE float v_hmax_f32(vec_f32 a)
@@ -147,7 +147,13 @@ FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b)
 }
 FSM_INLINE vec_f64 v_power_f64(vec_f64 n)
 {
-    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(n), 52));
+    static const uint32_t high[8] = {FSM_EIGHTHS_F64(FSM_HIGH)};
+    static const uint32_t low[8] = {FSM_EIGHTHS_F64(FSM_LOW)};
+    const __m256i u = _mm256_castpd_si256(n), twice = _mm256_shuffle_epi32(u, 0xa0);
+    const __m256i part = _mm256_blend_epi32(
+        _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)low), twice),
+        _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)high), twice), 0xaa);
+    return _mm256_castsi256_pd(_mm256_add_epi64(part, _mm256_slli_epi64(u, 49)));
 }
 FSM_INLINE vec_f64 v_exponent_f64(vec_f64 a)
 {

@@ -86,7 +86,7 @@ FSM_INLINE vec_f32 v_select_f32(mask_f32 m, vec_f32 a, vec_f32 b)
 FSM_INLINE vec_f32 v_power_f32(vec_f32 n)
 {
     const __m512i u = _mm512_castps_si512(n);
-    const __m512i part = _mm512_permutexvar_epi32(u, _mm512_loadu_si512(fsm_eighths));
+    const __m512i part = _mm512_permutexvar_epi32(u, _mm512_loadu_si512(fsm_eighths_f32));
     return _mm512_castsi512_ps(_mm512_add_epi32(part, _mm512_slli_epi32(u, 20)));
 }
 FSM_INLINE float v_hmax_f32(vec_f32 a) { return _mm512_reduce_max_ps(a); }
@@ -133,7 +133,10 @@ FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b)
 }
 FSM_INLINE vec_f64 v_power_f64(vec_f64 n)
 {
-    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(n), 52));
+    static const uint64_t eighths[8] = {FSM_EIGHTHS_F64(FSM_WHOLE)};
+    const __m512i u = _mm512_castpd_si512(n);
+    const __m512i part = _mm512_permutexvar_epi64(u, _mm512_loadu_si512(eighths));
+    return _mm512_castsi512_pd(_mm512_add_epi64(part, _mm512_slli_epi64(u, 49)));
 }
 FSM_INLINE vec_f64 v_exponent_f64(vec_f64 a) { return _mm512_getexp_pd(a); }
 FSM_INLINE vec_f64 v_significand_f64(vec_f64 a)

@@ -91,8 +91,8 @@ FSM_INLINE vec_f32 v_select_f32(mask_f32 m, vec_f32 a, vec_f32 b) { return vbslq
 FSM_INLINE vec_f32 v_power_f32(vec_f32 n)
 {
     const uint32x4_t u = vreinterpretq_u32_f32(n);
-    const uint8x16x2_t table = {{vreinterpretq_u8_u32(vld1q_u32(fsm_eighths)),
-                                 vreinterpretq_u8_u32(vld1q_u32(fsm_eighths + 4))}};
+    const uint8x16x2_t table = {{vreinterpretq_u8_u32(vld1q_u32(fsm_eighths_f32)),
+                                 vreinterpretq_u8_u32(vld1q_u32(fsm_eighths_f32 + 4))}};
     const uint32x4_t bytes = /* of entry u % 8 */
         vmlaq_n_u32(vdupq_n_u32(0x03020100), vandq_u32(u, vdupq_n_u32(7)), 0x04040404);
     const uint8x16_t part = vqtbl2q_u8(table, vreinterpretq_u8_u32(bytes));
@@ -148,7 +148,11 @@ FSM_INLINE vec_f64 v_keep_f64(mask_f64 m, vec_f64 a)
 FSM_INLINE vec_f64 v_select_f64(mask_f64 m, vec_f64 a, vec_f64 b) { return vbslq_f64(m, a, b); }
 FSM_INLINE vec_f64 v_power_f64(vec_f64 n)
 {
-    return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(n), 52));
+    static const uint64_t eighths[8] = {FSM_EIGHTHS_F64(FSM_WHOLE)};
+    const uint64x2_t u = vreinterpretq_u64_f64(n);
+    const uint64x2_t part = vcombine_u64(vld1_u64(eighths + vgetq_lane_u64(u, 0) % 8),
+                                         vld1_u64(eighths + vgetq_lane_u64(u, 1) % 8));
+    return vreinterpretq_f64_u64(vaddq_u64(part, vshlq_n_u64(u, 49)));
 }
 FSM_INLINE vec_f64 v_exponent_f64(vec_f64 a)
 {

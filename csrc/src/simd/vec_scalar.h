@@ -19,8 +19,8 @@
  *                             on to the places from `to` on, to <= from, in all three arrays; whole
  *                             vectors may be read and written. Returns how many
  *   v_keep(m, a)              a where the mask is set, +0 elsewhere
- *   v_power(n)                2^(k - bias), bias that of an exponent, where the low bits of n are
- *                             PARTS*k, 1 < k < 2*bias; for floats times the factor of eighths.h
+ *   v_power(n)                c*2^(k/8 - bias), bias that of an exponent and c of eighths.h, where
+ *                             the low bits of n are k, 8 < k < 16*bias
  *   v_exponent_f64, v_significand_f64(a)
  *                             k and m of a = 2^k * m, 1 <= m < 2, for a normal a > 0
  *   v_accumulate(s, a)        adds the lanes of a to the one or two vectors of doubles at s
@@ -102,7 +102,7 @@ FSM_INLINE float v_power_f32(float n)
 {
     uint32_t u;
     memcpy(&u, &n, sizeof u);
-    u = fsm_eighths[u % 8] + (u << 20);
+    u = fsm_eighths_f32[u % 8] + (u << 20);
     memcpy(&n, &u, sizeof n);
     return n;
 }
@@ -134,9 +134,10 @@ FSM_INLINE double v_keep_f64(int m, double a) { return m ? a : 0.0; }
 FSM_INLINE double v_select_f64(int m, double a, double b) { return m ? a : b; }
 FSM_INLINE double v_power_f64(double n)
 {
+    static const uint64_t eighths[8] = {FSM_EIGHTHS_F64(FSM_WHOLE)};
     uint64_t u;
     memcpy(&u, &n, sizeof u);
-    u <<= 52;
+    u = eighths[u % 8] + (u << 49);
     memcpy(&n, &u, sizeof n);
     return n;
 }
