@@ -324,7 +324,7 @@ def test_a_signal_ends_a_call_within_a_second(backend: str, name: str, threads: 
     fastsoftmax.set_num_threads(threads)
     # What Numba compiles is compiled before: an error that is raised while a destructor of the
     # compiler runs is lost.
-    calls(40)[name]()
+    calls(400)[name]()
     call = calls(4_000_000)[name]
 
     def ring(number: int, frame: Any) -> None:

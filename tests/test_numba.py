@@ -614,6 +614,47 @@ def test_one_signature_of_scoring_for_each_arithmetic() -> None:
         assert len(getattr(sampling, name).signatures) == 2, name
 
 
+@needs_numba
+def test_the_caller_compiles() -> None:
+    """And no thread that helps: an interrupt may leave the compiler's lock behind."""
+    found = python(
+        """
+import threading
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+import fastsoftmax as f
+names = []
+compile = Dispatcher.compile
+def noted(self, signature):
+    names.append(threading.current_thread().name)
+    return compile(self, signature)
+Dispatcher.compile = noted
+f.set_num_threads(2)
+row = np.zeros(32_000, "f4")
+batch, long = np.broadcast_to(row, (400, row.size)), np.zeros(3 << 20, "f4")
+counts = [0]
+for call in (
+    lambda: f.softmax(batch),
+    lambda: f.logsumexp(long),
+    lambda: f.log_softmax(long),
+    lambda: f.entropy(batch),
+    lambda: f.topk_logprobs(batch, 1),
+    lambda: f.token_logprobs(batch, np.zeros(400, int)),
+    lambda: f.kl_divergence(batch, batch),
+    lambda: f.SoftmaxState().update(batch),
+    lambda: f.sample(batch, seed=1, top_p=0.9),
+    lambda: f.filtered_logprobs(batch, top_p=0.9),
+):
+    call()
+    counts.append(len(names))
+print(json.dumps([counts, names]))
+"""
+    )
+    counts, names = found
+    assert counts == sorted(set(counts)), "each call compiles something"
+    assert set(names) == {"MainThread"}
+
+
 # ---- the compile cache
 
 

@@ -137,7 +137,9 @@ def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
     Parameters
     ----------
     work : callable
-        What any number of threads may do at once.
+        What any number of threads may do at once. The caller does it for no rows first, which
+        compiles what is compiled when it is first called: an interrupt may leave the compiler's
+        lock behind, and threads would wait for it for ever.
     rows : int
     size : int
         Entries of all rows together, or as many as would take as long.
@@ -147,6 +149,7 @@ def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
         work(0, rows)
         return
     step = _step(rows, size, threads, _GRAIN)
+    work(0, 0)
 
     def piece(i: int) -> None:
         work(i * step, min(i * step + step, rows))
@@ -203,15 +206,17 @@ def _run_in_team(backend: Backend, op: Op, batch: Batch, out: NDArray[Any], thre
 def _run_split(
     backend: Backend, op: Op, batch: Batch, out: NDArray[Any], row: int, threads: int
 ) -> None:
-    """Work on the blocks of one row in threads."""
+    """Work on the blocks of one row in threads, and first on none: see `run_rows`."""
     split = backend.split(op.name, batch, out, row)
     pieces = min(_pieces(batch.cols, threads, _GRAIN), split.blocks)
     edges = [split.blocks * i // pieces for i in range(pieces + 1)]
+    split.reduce(0, 0)
     _pool.run(lambda i: split.reduce(edges[i], edges[i + 1]), pieces, threads)
     split.merge()
     if op.reduces:  # one number
         split.write(0, split.blocks)
     else:
+        split.write(0, 0)
         _pool.run(lambda i: split.write(edges[i], edges[i + 1]), pieces, threads)
 
 

@@ -346,8 +346,7 @@ def token_logprobs(
     step = max(1, _vocab.CHUNK // max(checked.cols, 1)) if k else max(1, checked.rows)
 
     def call(rows: slice, batch: Batch, begin: int, end: int) -> None:
-        for start in range(begin, end, step):
-            stop = min(start + step, end)
+        for start, stop in _vocab.parts(begin, end, step):
             if m:
                 backend.token_logprobs(
                     batch, ids[rows], logprobs[rows], ranks[rows], None, start, stop
@@ -667,8 +666,7 @@ def temperature_sweep(
 
     def call(rows: slice, batch: Batch, begin: int, end: int) -> None:
         step = max(1, t.size)
-        for start in range(begin, end, step):
-            stop = min(start + step, end)
+        for start, stop in _vocab.parts(begin, end, step):
             backend.moments(batch, out[rows], start, stop)
             if ids is not None:
                 backend.token_logprobs(batch, ids[rows], logprobs[rows], None, None, start, stop)

@@ -168,8 +168,7 @@ class SoftmaxState:
         step = max(1, _vocab.CHUNK // max(logits.cols, 1)) if k else max(1, logits.rows)
 
         def call(rows: slice, batch: Batch, begin: int, end: int) -> None:
-            for first in range(begin, end, step):
-                last = min(first + step, end)
+            for first, last in _vocab.parts(begin, end, step):
                 backend.reduce(batch, self._maximum[rows], self._rest[rows], first, last)
                 if k:
                     backend.topk(batch, k, ids[rows], logprobs[rows], first, last)

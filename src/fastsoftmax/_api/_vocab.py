@@ -171,6 +171,12 @@ def run(
     _threads.run_copies(work, -(-rows // step), rows * (cols + more), cols)
 
 
+def parts(begin: int, end: int, step: int) -> list[tuple[int, int]]:
+    """[begin, end) in ranges of `step` rows, and an empty range as it is."""
+    ranges = [(start, min(start + step, end)) for start in range(begin, end, step)]
+    return ranges or [(begin, end)]
+
+
 def as_array(value: Any, name: str) -> tuple[Array, Any]:
     """An array, and the value itself if it is the array of another library."""
     if type(value) is np.ndarray:

@@ -72,7 +72,7 @@ class NumbaBackend(NumbaScoring):
         self._kernels: dict[str, Any] = {name: getattr(kernels, name) for name in OPS}
 
     def run(self, op: str, batch: Batch, out: Array, begin: int, end: int) -> None:
-        if begin == end:
+        if not batch.rows:
             return
         call = Call(batch, out)
         work, state = call.workspace(call.by_columns), call.row_state(op == "softmax")
