@@ -227,6 +227,7 @@ class Spy:
     """A backend that notes who calls it."""
 
     new_team = None
+    compiles = True
 
     def __init__(self, blocks: int = 8) -> None:
         self.seen: list[tuple[int, int, str]] = []

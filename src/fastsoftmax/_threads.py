@@ -85,7 +85,12 @@ def run(backend: Backend, op: Op, batch: Batch, out: NDArray[Any]) -> None:
         for row in range(rows):
             _run_split(backend, op, batch, out, row, threads)
     elif not _run_in_team(backend, op, batch, out, threads):
-        run_rows(lambda begin, end: backend.run(op.name, batch, out, begin, end), rows, size)
+        run_rows(
+            lambda begin, end: backend.run(op.name, batch, out, begin, end),
+            rows,
+            size,
+            compiles=backend.compiles,
+        )
 
 
 def run_contiguous(
@@ -131,25 +136,30 @@ def _at_once(size: int, threads: int) -> bool:
     return size <= _AT_ONCE and (threads == 1 or _pool.rests())
 
 
-def run_rows(work: Callable[[int, int], None], rows: int, size: int) -> None:
+def run_rows(
+    work: Callable[[int, int], None], rows: int, size: int, *, compiles: bool = False
+) -> None:
     """Call ``work(begin, end)`` on ranges that make up all rows, in threads where that pays.
 
     Parameters
     ----------
     work : callable
-        What any number of threads may do at once. The caller does it for no rows first, which
-        compiles what is compiled when it is first called: an interrupt may leave the compiler's
-        lock behind, and threads would wait for it for ever.
+        What any number of threads may do at once.
     rows : int
     size : int
         Entries of all rows together, or as many as would take as long.
+    compiles : bool, optional
+        Whether kernels are compiled when they are first called. Then the caller does the work for
+        no rows first: an interrupt may leave the compiler's lock behind, and threads that help
+        would wait for it for ever.
     """
     threads = _limit
     if size < SERIAL_BELOW or rows < 2 or (threads == 1 and size <= _AT_ONCE):
         work(0, rows)
         return
     step = _step(rows, size, threads, _GRAIN)
-    work(0, 0)
+    if compiles:
+        work(0, 0)
 
     def piece(i: int) -> None:
         work(i * step, min(i * step + step, rows))
@@ -206,17 +216,19 @@ def _run_in_team(backend: Backend, op: Op, batch: Batch, out: NDArray[Any], thre
 def _run_split(
     backend: Backend, op: Op, batch: Batch, out: NDArray[Any], row: int, threads: int
 ) -> None:
-    """Work on the blocks of one row in threads, and first on none: see `run_rows`."""
+    """Work on the blocks of one row in threads; for `compiles`, see `run_rows`."""
     split = backend.split(op.name, batch, out, row)
     pieces = min(_pieces(batch.cols, threads, _GRAIN), split.blocks)
     edges = [split.blocks * i // pieces for i in range(pieces + 1)]
-    split.reduce(0, 0)
+    if backend.compiles:
+        split.reduce(0, 0)
     _pool.run(lambda i: split.reduce(edges[i], edges[i + 1]), pieces, threads)
     split.merge()
     if op.reduces:  # one number
         split.write(0, split.blocks)
     else:
-        split.write(0, 0)
+        if backend.compiles:
+            split.write(0, 0)
         _pool.run(lambda i: split.write(edges[i], edges[i + 1]), pieces, threads)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastsoftmax import _threads
+from fastsoftmax import _backends, _threads
 from fastsoftmax._api import _arguments, _dlpack
 from fastsoftmax._backends._protocol import Batch, Edits
 
@@ -156,7 +156,12 @@ def run(
         return
     if not copied and all(each.readable for each in logits):
         batches = [each.batch() for each in logits]
-        _threads.run_rows(partial(call, slice(0, rows), *batches), rows, rows * (cols + more))
+        _threads.run_rows(
+            partial(call, slice(0, rows), *batches),
+            rows,
+            rows * (cols + more),
+            compiles=_backends.current().compiles,
+        )
         return
     step = max(1, CHUNK // (len(logits) + copied) // max(cols, 1))
 

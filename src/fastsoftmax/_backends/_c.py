@@ -162,6 +162,7 @@ class CBackend:
 
     name = "c"
     new_team = CTeam if lib.fsm_team_supported() else None
+    compiles = False
 
     def __init__(self, isa: str | None = None) -> None:
         self.isa = ISAS[0] if isa is None else isa

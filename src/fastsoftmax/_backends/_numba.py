@@ -67,6 +67,7 @@ class NumbaBackend(NumbaScoring):
 
     name = "numba"
     new_team = None
+    compiles = True
 
     def __init__(self) -> None:
         self._kernels: dict[str, Any] = {name: getattr(kernels, name) for name in OPS}

@@ -217,6 +217,11 @@ class Backend(Protocol):
         """What makes a team for this kind of backend; None where there is no such thing."""
         ...
 
+    @property
+    def compiles(self) -> bool:
+        """Whether kernels are compiled when they are first called, for no rows too."""
+        ...
+
     def run_small(self, op: str, x: Array, temperature: float, out: Array | None) -> Array | None:
         """Apply an operation over the last axis with the fewest steps, or do nothing at all.
 
